@@ -1,0 +1,213 @@
+"""Typed stub of the native extension. The seam between Python and C++.
+
+Symbols in shapes: ``T`` tokens of a step, ``S`` sequences, ``R`` rows whose logits are
+wanted, ``M`` the width of the block tables, ``V`` the vocabulary, ``K`` the largest
+``num_logprobs`` of the step.
+
+Errors: ``ValueError`` for an argument that is wrong (the message names field, got and
+expected), `WeightError` for weight bytes that cannot be used, `DeviceError` for a device
+that failed. After a `DeviceError` with ``ModelRunner.alive`` false the runner is dead.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__version__: str
+
+class WeightError(RuntimeError):
+    """Weight bytes cannot be read or used. ``args`` is ``(message, tensor, file)``."""
+
+class DeviceError(RuntimeError):
+    """The device failed, or none fits the request."""
+
+class Rope:
+    """One rotary embedding: ``inv_freq`` (f32 [rotated_dim / 2]); cos and sin are multiplied
+    by ``attention_factor``."""
+
+    def __init__(self, inv_freq: Sequence[float], attention_factor: float = 1.0) -> None: ...
+
+class LayerConfig:
+    """What may differ from layer to layer: the index of its `Rope` and its sliding window in
+    tokens (0: the layer sees everything)."""
+
+    def __init__(self, rope: int = 0, window: int = 0) -> None: ...
+
+class ModelConfig:
+    """The decoder as data; see ``rapshee_engine.models.config.ModelConfig`` for the fields."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        intermediate_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        max_position: int,
+        rms_norm_eps: float,
+        query_scale: float,
+        activation: str,
+        tie_embeddings: bool,
+        qkv_bias: bool,
+        out_bias: bool,
+        mlp_bias: bool,
+        interleaved_qk: bool,
+        ropes: Sequence[Rope],
+        layers: Sequence[LayerConfig],
+    ) -> None: ...
+
+class TensorEntry:
+    """Where one tensor's bytes lie. ``dtype``: ``f32 f16 bf16 q4_0 q4_1 q8_0``; ``shape``: outermost
+    first; ``file`` empty: filled with counter-based random numbers (``load_format="dummy"``)."""
+
+    def __init__(
+        self,
+        name: str,
+        dtype: str,
+        shape: Sequence[int],
+        file: str,
+        offset: int,
+        nbytes: int,
+    ) -> None: ...
+
+class StepOutput:
+    """Result of one step, row by row of ``sample_rows``. Arrays are read-only."""
+
+    @property
+    def token_ids(self) -> npt.NDArray[np.int32]:
+        """[R] drawn token, or the row's target."""
+    @property
+    def logprobs(self) -> npt.NDArray[np.float32]:
+        """[R] log-probability of that token under the unmodified logits."""
+    @property
+    def ranks(self) -> npt.NDArray[np.int32]:
+        """[R] 1-based rank of that token under the unmodified logits; 0 where ``num_logprobs`` is
+        0 and there is no target."""
+    @property
+    def top_ids(self) -> npt.NDArray[np.int32]:
+        """[R, K] most likely tokens, best first, ties by id; unused cells -1."""
+    @property
+    def top_logprobs(self) -> npt.NDArray[np.float32]:
+        """[R, K] their log-probabilities; unused cells -inf."""
+    @property
+    def timing_us(self) -> int:
+        """Microseconds that the step ran, from the start of the forward pass."""
+
+class ModelRunner:
+    """Weights, KV cache and forward pass of one model on one device.
+
+    One thread calls it. The GIL is released around everything that takes time.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        entries: Sequence[TensorEntry],
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        num_blocks: int,
+        block_size: int,
+        max_num_tokens: int,
+        max_num_seqs: int,
+        threads: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Read and repack all weights and allocate the KV cache.
+
+        ``device``: ``cpu``. ``dtype``: ``auto`` (bf16 where the checkpoint is BF16 or F16, f32
+        where it is F32, low-bit blocks as they are), ``bfloat16``, ``float32``.
+        ``progress(bytes_done, bytes_total)`` is called from the constructing thread; an
+        exception that it raises stops the load.
+
+        Raises:
+            ValueError: an argument out of range.
+            WeightError: a tensor is missing, has the wrong shape or cannot be read.
+            DeviceError: no such device, or not enough memory.
+        """
+    def launch(
+        self,
+        *,
+        token_ids: npt.NDArray[np.int32],  # [T]; < 0: sample of row ~id of the step in flight
+        positions: npt.NDArray[np.int32],  # [T]
+        slot_mapping: npt.NDArray[np.int64],  # [T] block * block_size + offset; -1: not written
+        query_start_loc: npt.NDArray[np.int32],  # [S + 1]; one-token sequences first
+        seq_lens: npt.NDArray[np.int32],  # [S] tokens visible to attention, this step's included
+        block_tables: npt.NDArray[np.int32],  # [S, M]; unused -1
+        sample_rows: npt.NDArray[np.int32],  # [R] any row of T
+        target_ids: npt.NDArray[np.int32],  # [R] -1: draw; >= 0: score this token, draw nothing
+        temperature: npt.NDArray[np.float32],  # [R] 0: greedy
+        top_k: npt.NDArray[np.int32],  # [R] 0: off
+        top_p: npt.NDArray[np.float32],  # [R] in (0, 1]; 1: off
+        min_p: npt.NDArray[np.float32],  # [R] in [0, 1]; 0: off
+        repetition_penalty: npt.NDArray[np.float32],  # [R] > 0; 1: off
+        presence_penalty: npt.NDArray[np.float32],  # [R] 0: off
+        frequency_penalty: npt.NDArray[np.float32],  # [R] 0: off
+        seed: npt.NDArray[np.uint64],  # [R]
+        draw_index: npt.NDArray[np.uint32],  # [R] index of the generated token, never the row
+        num_logprobs: npt.NDArray[np.int32],  # [R] 0: none; up to V
+        state_slot: npt.NDArray[np.int32],  # [R] -1: the row uses no penalty
+        bias_indptr: npt.NDArray[np.int32],  # [R + 1]
+        bias_ids: npt.NDArray[np.int32],  # [nnz]
+        bias_values: npt.NDArray[np.float32],  # [nnz] added to the logits
+        needs_mask: npt.NDArray[np.uint8],  # [R] sampling waits for set_masks
+    ) -> int:
+        """Check the step, copy it and start it; returns its ticket. At most two tickets are
+        outstanding. Nothing is cast: a wrong dtype, shape or stride is a ``ValueError``, as is
+        any id, slot or table entry out of range, and then nothing was started."""
+    def set_masks(self, ticket: int, masks: npt.NDArray[np.uint32]) -> None:
+        """Allowed tokens of the rows with ``needs_mask``, in their order: u32 [n, ceil(V / 32)],
+        bit ``t % 32`` of word ``t // 32`` set where token ``t`` is allowed."""
+    def collect(self, ticket: int) -> StepOutput:
+        """Wait for the oldest outstanding step. Raises what the step raised; the runner is usable
+        afterwards unless `alive` is false."""
+    def set_state(
+        self, slot: int, token_ids: npt.NDArray[np.int32], num_prompt_tokens: int
+    ) -> None:
+        """Set the sampling state of a slot (0 <= slot < max_num_seqs) to the tokens seen so far.
+        Repetition penalty counts all of them, presence and frequency those after the prompt. The
+        sampler itself adds each token it draws. Ordered with the steps launched before and after."""
+    def close(self) -> None:
+        """Wait for outstanding steps and give all memory back. Idempotent."""
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def weights_checksum(self) -> str:
+        """Hex digest over names, dtypes, shapes and bytes of all tensors."""
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the repacked weights occupy on the device."""
+    @property
+    def kv_dtype(self) -> str: ...
+    @property
+    def description(self) -> str:
+        """Device, ISA and kernel set, e.g. ``cpu (avx512)``. Part of the system fingerprint."""
+
+def build_info() -> dict[str, Any]:
+    """``version``, ``compiler``, ``build_type``, ``cuda`` (bool), ``isas`` (built), ``isa`` (selected),
+    ``cpu`` (model name), ``cpu_features``."""
+
+def list_devices() -> list[str]:
+    """Devices a runner can be made on, e.g. ``["cpu"]``."""
+
+def default_block_size(device: str) -> int:
+    """Tokens of a KV block that suit the device: 16 on CPU."""
+
+def kv_block_bytes(config: ModelConfig, *, device: str, dtype: str, block_size: int) -> int:
+    """Bytes of one KV block over all layers; ``dtype`` is ``bfloat16`` or ``float32``."""
+
+def available_memory(device: str) -> int:
+    """Bytes that could still be allocated on the device (cgroup limits respected)."""
+
+def usable_cores() -> int:
+    """Physical cores that this process may use (affinity and cgroup quota respected), at least 1."""

@@ -1,0 +1,77 @@
+"""Options of one engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapshee_engine.errors import ConfigError
+
+__all__ = ["EngineConfig"]
+
+_DTYPES = ("auto", "bfloat16", "float32")
+_LOAD_FORMATS = ("auto", "gguf", "safetensors", "dummy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything that `LLM(...)` and `AsyncEngine(...)` accept.
+
+    Attributes:
+        model: path of a GGUF file or of a Hugging Face folder.
+        device: ``auto`` or ``cpu``.
+        dtype: ``auto`` (as the checkpoint), ``bfloat16`` or ``float32``. The KV cache is float32
+            with float32 weights, else bfloat16.
+        load_format: ``auto`` (by what lies at the path), ``gguf``, ``safetensors``, or ``dummy``
+            (the folder's ``config.json`` with random weights, for benchmarks).
+        max_model_len: context length in tokens; None: the checkpoint's.
+        kv_cache_memory_bytes: memory of the KV cache; None: enough for ``max_num_seqs`` full
+            contexts, but at most a quarter of the memory that is available.
+        block_size: tokens of a KV block; None: what suits the device.
+        max_num_seqs: most sequences that run at once.
+        max_num_batched_tokens: token budget of a step, which long prompts are cut to.
+        enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
+        async_scheduling: build step n + 1 while step n runs.
+        threads: worker threads on CPU; None: the physical cores that the process may use.
+        chat_template: replaces the checkpoint's chat template (Jinja source).
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    load_format: str = "auto"
+    max_model_len: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    block_size: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = False
+    threads: int | None = None
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ConfigError(f"model must be a path, got {self.model!r}")
+        _one_of("dtype", self.dtype, _DTYPES)
+        _one_of("load_format", self.load_format, _LOAD_FORMATS)
+        _positive("max_num_seqs", self.max_num_seqs, 4096)
+        _positive("max_num_batched_tokens", self.max_num_batched_tokens, 1 << 16)
+        for name in ("max_model_len", "kv_cache_memory_bytes", "block_size", "threads"):
+            value = getattr(self, name)
+            if value is not None:
+                _positive(name, value, 1 << 62)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}): every running sequence decodes one token a step"
+            )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _positive(name: str, value: object, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ConfigError(f"{name} must be an integer from 1 to {most}, got {value!r}")

@@ -1,0 +1,73 @@
+"""The decoder as data, mirrored in ``csrc/model/config.h``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["LayerConfig", "ModelConfig", "RopeConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """One rotary embedding.
+
+    Attributes:
+        inv_freq: inverse frequencies after all scaling, f32 values, ``rotated_dim / 2`` of them.
+            Dimensions beyond ``2 * len(inv_freq)`` are not rotated.
+        attention_factor: multiplies cos and sin.
+    """
+
+    inv_freq: tuple[float, ...]
+    attention_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConfig:
+    """What may differ from layer to layer.
+
+    Attributes:
+        rope: index into `ModelConfig.ropes`.
+        window: sliding window in tokens, the query's own included; 0: everything is seen.
+    """
+
+    rope: int = 0
+    window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape and switches of a decoder-only transformer.
+
+    Attributes:
+        architecture: the checkpoint's own name for its family, for messages.
+        max_position: context length in tokens.
+        query_scale: factor on ``q . k`` before the softmax.
+        activation: ``silu``.
+        tie_embeddings: the output projection is the embedding.
+        qkv_bias, out_bias, mlp_bias: which projections have biases.
+        interleaved_qk: Q and K rows are stored in the interleaved-RoPE order (llama files of
+            GGUF); undone at repack.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    rms_norm_eps: float
+    query_scale: float
+    activation: str
+    tie_embeddings: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    interleaved_qk: bool
+    ropes: tuple[RopeConfig, ...]
+    layers: tuple[LayerConfig, ...]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
