@@ -1,0 +1,188 @@
+// The seam between the model and the hardware.
+//
+// A backend runs one ragged batch at a time: begin_step, the operations in the decoder's order,
+// end_step. Operations are fused ones, at the grain at which hardware is fast; every backend
+// composes them from kernels of its own. The layout of buffers, repacked weights and KV blocks
+// belongs to the backend: nobody else looks inside.
+//
+// Determinism: what an operation computes for a row depends on that row's data alone, never on
+// the other rows of the batch, the number of threads or how a prompt was cut into steps.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/dtype.h"
+#include "model/config.h"
+
+namespace rapshee {
+
+// Which dtype unquantised matrices are computed in. kAuto: f32 for F32, bf16 for BF16 and F16.
+// Low-bit matrices always stay low-bit.
+enum class ComputeType : uint8_t { kAuto, kBFloat16, kFloat32 };
+
+// A tensor to be repacked: `rows` x `cols`, row-major in `dtype` blocks.
+struct WeightSource {
+  std::string name;
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  // Copies rows [begin, end) to `dst` ((end - begin) * row_bytes(dtype, cols) bytes).
+  // Called from several threads at once.
+  std::function<void(int64_t begin, int64_t end, std::byte* dst)> read_rows;
+};
+
+// A repacked weight on the device.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  virtual int64_t rows() const = 0;
+  virtual int64_t cols() const = 0;
+  virtual size_t bytes() const = 0;
+};
+
+// Activations of one step: [max_num_tokens, cols].
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+};
+
+// One ragged batch. Host arrays, already range-checked, alive until end_step.
+struct Batch {
+  int num_tokens = 0;  // T
+  int num_seqs = 0;    // S
+  int max_blocks = 0;  // M
+  const int32_t* token_ids = nullptr;        // [T] < 0: row ~id of the previous step's samples
+  const int32_t* positions = nullptr;        // [T]
+  const int64_t* slot_mapping = nullptr;     // [T] block * block_size + offset; -1: not written
+  const int32_t* query_start_loc = nullptr;  // [S + 1]
+  const int32_t* seq_lens = nullptr;         // [S]
+  const int32_t* block_tables = nullptr;     // [S, M]
+};
+
+// A linear layer: y = W x + bias. `bias` may be null.
+struct Linear {
+  const Weight* weight = nullptr;
+  const Weight* bias = nullptr;
+};
+
+struct NormQkvArgs {
+  const Buffer& x;      // [T, hidden] residual stream
+  const Weight& norm;   // [hidden]
+  Linear q, k, v;
+  Buffer& qkv;          // [T, q_size + 2 * kv_size]
+};
+
+struct AttentionArgs {
+  int layer = 0;
+  Buffer& qkv;    // rotated in place by qk_norm_rope_cache
+  Buffer& out;    // [T, q_size]
+};
+
+struct OutProjArgs {
+  const Buffer& attention;  // [T, q_size]
+  Linear out;
+  Buffer& x;                // [T, hidden]; the result is added
+};
+
+struct GatedMlpArgs {
+  const Weight& norm;  // [hidden]
+  Linear gate, up, down;
+  Buffer& x;           // [T, hidden]; read, then the result is added
+};
+
+struct HeadArgs {
+  const Buffer& x;              // [T, hidden]
+  const Weight& norm;           // [hidden]
+  const Weight& weight;         // [vocab, hidden]
+  std::span<const int32_t> rows;  // of x; at most Backend::max_head_rows()
+};
+
+// How to sample the rows of the last head(), structure of arrays over those rows.
+struct SamplingRows {
+  int num_rows = 0;
+  const int32_t* target_ids = nullptr;  // -1: draw; >= 0: score that token
+  const float* temperature = nullptr;   // 0: greedy
+  const int32_t* top_k = nullptr;       // 0: off
+  const float* top_p = nullptr;
+  const float* min_p = nullptr;
+  const float* repetition_penalty = nullptr;
+  const float* presence_penalty = nullptr;
+  const float* frequency_penalty = nullptr;
+  const uint64_t* seed = nullptr;
+  const uint32_t* draw_index = nullptr;
+  const int32_t* num_logprobs = nullptr;
+  const int32_t* state_slot = nullptr;   // -1: no penalties
+  const int32_t* bias_indptr = nullptr;  // [num_rows + 1], into bias_ids and bias_values
+  const int32_t* bias_ids = nullptr;
+  const float* bias_values = nullptr;
+  const uint32_t* const* masks = nullptr;  // [num_rows] ceil(V / 32) words each, or null
+};
+
+// Where the results of those rows go. top_* have top_width columns; unused cells stay untouched.
+struct SampleResults {
+  int32_t* token_ids = nullptr;
+  float* logprobs = nullptr;
+  int32_t* ranks = nullptr;
+  int32_t* top_ids = nullptr;
+  float* top_logprobs = nullptr;
+  int top_width = 0;
+};
+
+struct BackendOptions {
+  int block_size = 0;
+  int num_blocks = 0;
+  int max_num_tokens = 0;
+  int max_num_seqs = 0;
+  int threads = 1;
+  ComputeType compute = ComputeType::kAuto;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // Device, instruction set and kernel set, e.g. "cpu (avx512)".
+  virtual std::string description() const = 0;
+  virtual int max_head_rows() const = 0;
+
+  // Reading and repacking. Throw WeightError naming the tensor, DeviceError when memory is short.
+  virtual std::unique_ptr<Weight> load_matrix(const WeightSource& source) = 0;
+  virtual std::unique_ptr<Weight> load_vector(const WeightSource& source) = 0;  // rows == 1
+  virtual std::unique_ptr<Buffer> allocate(int64_t cols) = 0;
+  // Called once, after the weights: allocates the KV blocks and the workspace of a step.
+  virtual void allocate_cache(const ModelConfig& config, DType kv_dtype) = 0;
+
+  virtual void begin_step(const Batch& batch) = 0;
+  virtual void embed(const Weight& table, Buffer& x) = 0;
+  virtual void norm_qkv(const NormQkvArgs& args) = 0;
+  virtual void qk_norm_rope_cache(const AttentionArgs& args) = 0;
+  virtual void paged_attention(const AttentionArgs& args) = 0;
+  virtual void out_proj(const OutProjArgs& args) = 0;
+  virtual void norm_gated_mlp(const GatedMlpArgs& args) = 0;
+  // Final norm and projection of some rows, then their sampling. A step may call the pair
+  // several times; its samples are numbered in call order for the next step's token ids.
+  virtual void head(const HeadArgs& args) = 0;
+  virtual void process_and_sample(const SamplingRows& rows, const SampleResults& results) = 0;
+  // Also after an exception in between.
+  virtual void end_step() noexcept = 0;
+
+  // Replaces the token counts of a slot: the first num_prompt_tokens are the prompt's.
+  virtual void set_state(int slot, std::span<const int32_t> token_ids,
+                         int64_t num_prompt_tokens) = 0;
+};
+
+// Static facts of a device, before anything is loaded. `device`: "cpu".
+// All throw DeviceError listing what is available.
+std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options);
+std::span<const char* const> list_devices();
+int default_block_size(const std::string& device);
+size_t kv_block_bytes(const std::string& device, const ModelConfig& config, DType kv_dtype,
+                      int block_size);
+size_t available_memory(const std::string& device);
+
+}  // namespace rapshee

@@ -1,0 +1,118 @@
+// The functions that one instruction set must supply. One table per ISA, chosen once per process;
+// each is compiled from the same sources (ops/*.inc) with its own flags and namespace.
+//
+// Vectors are 16 floats wide everywhere ("lanes"), whatever the registers are, so that layouts and
+// reduction orders are the same in every table.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace rapshee::cpu {
+
+inline constexpr int kLanes = 16;         // columns of a weight panel, keys of a cache group
+inline constexpr int kGroup = 32;         // elements of K that share a scale
+inline constexpr int kSplit = 256;        // keys after which attention closes max, sum and output
+inline constexpr int kVocabChunk = 256;   // tokens that share one partial sum of exponentials
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// How the codes of a panel are stored.
+//   kF32   float  [K][16]
+//   kBF16  bf16   [K/2][16][2]; K rounded up to even with zeros
+//   kQ4M   nibbles [K/32][4][64], then fp16 scales [K/32][16], then fp16 minimums [K/32][16]
+//          (byte 4 * c + i of vector j holds column c, k = 4 * j + i low, k + 16 high)
+//   kQ4Z   the same without minimums; the code's zero is 8
+//   kQ8    int8 [K/32][8][64] (byte 4 * c + i of vector j: column c, k = 4 * j + i), then scales
+enum class PanelFormat : uint8_t { kF32, kBF16, kQ4M, kQ4Z, kQ8 };
+
+struct PanelLayout {
+  PanelFormat format = PanelFormat::kF32;
+  int64_t rows = 0;          // output features
+  int64_t cols = 0;          // K
+  size_t panel_bytes = 0;    // a multiple of 64
+  int64_t num_panels() const { return ceil_div(rows, kLanes); }
+};
+
+// Rows of activations in the forms that panels multiply with. Rows are padded with zeros to a
+// multiple of kGroup.
+struct ActRows {
+  int64_t stride = 0;             // padded K, in elements
+  float* f32 = nullptr;           // [rows, stride]
+  uint16_t* bf16 = nullptr;       // [rows, stride]
+  int8_t* q8 = nullptr;           // [rows, stride] codes
+  float* q8_scale = nullptr;      // [rows, stride / 32]
+  int32_t* q8_sum = nullptr;      // [rows, stride / 32] sum of the codes of a group
+};
+
+enum ActForm : uint8_t { kActF32 = 1, kActBF16 = 2, kActQ8 = 4 };
+
+// What becomes of a panel's product.
+struct LinearOut {
+  float* y = nullptr;   // row 0, column 0 of the panel's first column
+  int64_t stride = 0;   // elements between rows of y
+  int columns = kLanes; // columns of the panel that exist
+  const float* bias = nullptr;  // of those columns, or null
+  bool add = false;     // y += product instead of y = product
+};
+
+// One tile of attention: query rows that share a KV head.
+struct AttentionTile {
+  const float* q = nullptr;       // first query row; row r = (token r / group, head r % group)
+  int64_t q_token_stride = 0;     // elements
+  float* out = nullptr;           // same indexing
+  int64_t out_token_stride = 0;
+  const int32_t* positions = nullptr;  // [num_tokens]
+  int num_tokens = 0;
+  int group = 0;                  // query heads per KV head
+  int head_dim = 0;
+  float scale = 0.0f;
+  int window = 0;
+  const std::byte* cache = nullptr;    // of this layer and KV head
+  int64_t block_stride = 0;       // bytes between blocks
+  const int32_t* block_table = nullptr;
+  int block_size = 0;
+};
+
+struct ChunkStats {
+  float max;
+  float sum;       // of exp(x - max)
+  int32_t argmax;  // first index of max
+};
+
+struct KernelTable {
+  const char* isa;
+  int row_tile;  // rows that one pass over a panel multiplies
+
+  // out = x * rsqrt(mean(x^2) + eps) * weight; weight null: out = x. Fills `forms` of row `row`.
+  void (*prepare_row)(const float* x, int64_t n, const float* weight, float eps, uint8_t forms,
+                      int64_t row, const ActRows& out);
+  // Rows [row_begin, row_end) times one panel. float_acts: low-bit and bf16 panels multiply f32
+  // rows. scratch: linear_scratch_bytes(layout).
+  void (*linear_panel)(const PanelLayout& layout, const std::byte* panel, const ActRows& x,
+                       int64_t row_begin, int64_t row_end, bool float_acts, std::byte* scratch,
+                       const LinearOut& out);
+  // gate[i] = silu(gate[i]) * up[i]
+  void (*silu_mul)(float* gate, const float* up, int64_t n);
+  // Rotates the first 2 * half dimensions of one head in place.
+  void (*rope)(float* head, const float* cos, const float* sin, int half);
+  // Writes one token's K and V of one KV head into its group of the cache (see cache_layout.h).
+  void (*cache_write)(DType dtype, const float* k, const float* v, int head_dim, int offset,
+                      std::byte* cache_block);
+  void (*attention)(DType dtype, const AttentionTile& tile, std::byte* scratch);
+  ChunkStats (*chunk_stats)(const float* x, int64_t n);
+  // out[i] = exp((x[i] - max) * scale), returns the sum in lane order. out may be x. n is at most
+  // kVocabChunk for the order of the sum to be that of the contract.
+  float (*exp_chunk)(const float* x, int64_t n, float max, float scale, float* out);
+};
+
+const KernelTable& scalar_kernels();
+#if defined(__x86_64__)
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+#endif
+
+}  // namespace rapshee::cpu

@@ -1,0 +1,53 @@
+// The decoder as data. Mirrors python/rapshee_engine/models/config.py.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace rapshee {
+
+enum class Activation : uint8_t { kSilu };
+
+// One rotary embedding. The first 2 * inv_freq.size() dimensions of a head are rotated, in halves
+// (dimension i with i + inv_freq.size()); cos and sin are multiplied by attention_factor.
+struct Rope {
+  std::vector<float> inv_freq;
+  float attention_factor = 1.0f;
+};
+
+// What may differ from layer to layer.
+struct LayerConfig {
+  int rope = 0;    // index into ModelConfig::ropes
+  int window = 0;  // sliding window in tokens, the query's own included; 0: everything is seen
+};
+
+struct ModelConfig {
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t intermediate_size = 0;
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int head_dim = 0;
+  int64_t max_position = 0;
+  float rms_norm_eps = 0.0f;
+  float query_scale = 0.0f;  // factor on q . k before the softmax
+  Activation activation = Activation::kSilu;
+  bool tie_embeddings = false;
+  bool qkv_bias = false;
+  bool out_bias = false;
+  bool mlp_bias = false;
+  bool interleaved_qk = false;  // Q and K rows are stored pairwise, as in llama files of GGUF
+  std::vector<Rope> ropes;
+  std::vector<LayerConfig> layers;
+
+  int num_layers() const { return static_cast<int>(layers.size()); }
+  int group() const { return num_heads / num_kv_heads; }
+  int64_t q_size() const { return int64_t{num_heads} * head_dim; }
+  int64_t kv_size() const { return int64_t{num_kv_heads} * head_dim; }
+  int64_t qkv_size() const { return q_size() + 2 * kv_size(); }
+
+  // Throws InvalidArgument naming the field that cannot be served.
+  void validate() const;
+};
+
+}  // namespace rapshee
