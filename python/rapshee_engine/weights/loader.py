@@ -1,0 +1,243 @@
+"""From a path to everything that is known about a checkpoint without reading its weights."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapshee_engine.errors import ConfigError, UnsupportedModelError, WeightFileError
+from rapshee_engine.models.config import ModelConfig
+from rapshee_engine.models.families import config_from_gguf, config_from_hf
+from rapshee_engine.models.weight_names import (
+    GGUF_NAMES,
+    HF_NAMES,
+    NameTable,
+    canonical_shapes,
+    match_tensors,
+)
+from rapshee_engine.weights.gguf import GGUFFile, read_gguf
+from rapshee_engine.weights.json_object import read_json_object
+from rapshee_engine.weights.safetensors import read_safetensors
+from rapshee_engine.weights.tensor_info import TensorInfo, tensor_nbytes
+
+__all__ = ["Checkpoint", "TensorSource", "load_checkpoint"]
+
+_CONFIG = "config.json"
+_GENERATION_CONFIG = "generation_config.json"
+_WEIGHTS = "model.safetensors"
+_WEIGHTS_INDEX = "model.safetensors.index.json"
+_ROPE_FREQS = "rope_freqs.weight"
+_DUMMY_DTYPE = "bf16"
+_LOAD_FORMATS = ("auto", "gguf", "safetensors", "dummy")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """Where the bytes of one canonical tensor lie; the fields of ``_core.TensorEntry``.
+
+    Attributes:
+        name: canonical, see `rapshee_engine.models.weight_names`.
+        dtype: ``f32 f16 bf16 q4_0 q4_1 q8_0``.
+        shape: outermost dimension first.
+        file: path; empty: to be filled with random numbers.
+        offset: bytes from the start of the file.
+        nbytes: bytes that the tensor occupies.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose headers were read and checked.
+
+    Attributes:
+        path: of the GGUF file or the folder.
+        format: ``gguf``, ``safetensors`` or ``dummy``.
+        config: the model.
+        entries: every tensor that the model needs, in the order of use.
+        eos_token_ids: tokens that end a text.
+        gguf_metadata: all metadata of a GGUF file, its tokenizer's included; else None.
+    """
+
+    path: str
+    format: str
+    config: ModelConfig
+    entries: tuple[TensorSource, ...]
+    eos_token_ids: tuple[int, ...]
+    gguf_metadata: Mapping[str, Any] | None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(entry.nbytes for entry in self.entries)
+
+
+def load_checkpoint(path: str | Path, load_format: str = "auto") -> Checkpoint:
+    """Read and check the headers of a checkpoint; its weights are not read.
+
+    Args:
+        path: a GGUF file, or a Hugging Face folder with ``config.json`` and
+            ``model.safetensors``.
+        load_format: ``auto`` (a file is GGUF, a folder safetensors), ``gguf``, ``safetensors``,
+            or ``dummy`` (a folder's ``config.json`` alone; every tensor is bf16 without a file).
+
+    Raises:
+        ConfigError: the path does not hold a checkpoint of that format.
+        WeightFileError: a file is broken or inconsistent.
+        UnsupportedModelError: the checkpoint needs something that is not implemented.
+    """
+    path = Path(path)
+    if load_format not in _LOAD_FORMATS:
+        raise ConfigError(
+            f"load_format must be one of {', '.join(_LOAD_FORMATS)}, got {load_format!r}"
+        )
+    if not path.exists():
+        raise ConfigError(f"model path {str(path)!r} does not exist")
+    if load_format == "gguf" or (load_format == "auto" and not path.is_dir()):
+        if not path.is_file():
+            raise ConfigError(f"model path {str(path)!r} is not a file, as GGUF needs")
+        return _load_gguf(path)
+    if not (path / _CONFIG).is_file():
+        raise ConfigError(
+            f"model path {str(path)!r} must be a GGUF file or a folder with {_CONFIG}"
+        )
+    return _load_dummy(path) if load_format == "dummy" else _load_safetensors(path)
+
+
+def _load_gguf(path: Path) -> Checkpoint:
+    header = read_gguf(path)
+    file = header.path
+    if header.metadata.get("split.count", 1) != 1:
+        raise UnsupportedModelError(f"{file}: a model split into several files is not supported")
+    shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+    config = config_from_gguf(
+        header.metadata, tensor_shapes=shapes, rope_freqs=_rope_freqs(header), source=file
+    )
+    eos_token_ids = tuple(
+        dict.fromkeys(
+            token
+            for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+            for token in _token_ids(file, key, header.metadata.get(key), config.vocab_size)
+        )
+    )
+    return Checkpoint(
+        path=file,
+        format="gguf",
+        config=config,
+        entries=_entries(config, GGUF_NAMES, header.tensors, file),
+        eos_token_ids=eos_token_ids,
+        gguf_metadata=header.metadata,
+    )
+
+
+def _load_safetensors(folder: Path) -> Checkpoint:
+    config, eos_token_ids = _folder_config(folder)
+    weights = folder / _WEIGHTS
+    if not weights.is_file():
+        if (folder / _WEIGHTS_INDEX).is_file():
+            raise UnsupportedModelError(
+                f"{folder / _WEIGHTS_INDEX}: sharded checkpoints are not supported;"
+                f" merge the shards into one {_WEIGHTS}"
+            )
+        raise ConfigError(f"model folder {str(folder)!r} has no {_WEIGHTS}")
+    return Checkpoint(
+        path=str(folder),
+        format="safetensors",
+        config=config,
+        entries=_entries(config, HF_NAMES, read_safetensors(weights), str(weights)),
+        eos_token_ids=eos_token_ids,
+        gguf_metadata=None,
+    )
+
+
+def _load_dummy(folder: Path) -> Checkpoint:
+    config, eos_token_ids = _folder_config(folder)
+    entries = tuple(
+        TensorSource(name, _DUMMY_DTYPE, shape, "", 0, tensor_nbytes(_DUMMY_DTYPE, shape))
+        for name, shape in canonical_shapes(config).items()
+    )
+    return Checkpoint(
+        path=str(folder),
+        format="dummy",
+        config=config,
+        entries=entries,
+        eos_token_ids=eos_token_ids,
+        gguf_metadata=None,
+    )
+
+
+def _folder_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
+    """Configuration and end-of-sequence tokens of a Hugging Face folder."""
+    file = folder / _CONFIG
+    fields = read_json_object(file)
+    config = config_from_hf(fields, str(file))
+    generation_file = folder / _GENERATION_CONFIG
+    if generation_file.is_file():
+        # The one that transformers' generate() follows.
+        generation_fields = read_json_object(generation_file)
+        if generation_fields.get("eos_token_id") is not None:
+            file, fields = generation_file, generation_fields
+    eos = fields.get("eos_token_id")
+    return config, _token_ids(str(file), "eos_token_id", eos, config.vocab_size)
+
+
+def _token_ids(file: str, key: str, value: Any, vocab_size: int) -> tuple[int, ...]:
+    """A token id, a list of them, or None."""
+    if value is None:
+        return ()
+    ids = value if isinstance(value, list) else [value]
+    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+        raise WeightFileError(
+            file, f"{key} must be token ids below {vocab_size}, got {value!r:.200}"
+        )
+    return tuple(dict.fromkeys(ids))
+
+
+def _entries(
+    config: ModelConfig, names: NameTable, tensors: Mapping[str, TensorInfo], file: str
+) -> tuple[TensorSource, ...]:
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    matched = match_tensors(config, names, shapes, file)
+    return tuple(
+        TensorSource(
+            canonical,
+            tensors[name].dtype,
+            tensors[name].shape,
+            file,
+            tensors[name].offset,
+            tensors[name].nbytes,
+        )
+        for canonical, name in matched.items()
+    )
+
+
+def _rope_freqs(header: GGUFFile) -> tuple[float, ...] | None:
+    """Values of ``rope_freqs.weight``: the factors that divide the rotary frequencies."""
+    tensor = header.tensors.get(_ROPE_FREQS)
+    if tensor is None:
+        return None
+    # One head is at most 4096 wide; the exact length is checked against the configuration.
+    if tensor.dtype != "f32" or len(tensor.shape) != 1 or tensor.shape[0] > 2048:
+        raise WeightFileError(
+            header.path,
+            f"must be f32 with one dimension, got {tensor.dtype} {list(tensor.shape)}",
+            tensor=_ROPE_FREQS,
+        )
+    try:
+        with open(header.path, "rb") as stream:
+            stream.seek(tensor.offset)
+            data = stream.read(tensor.nbytes)
+    except OSError as error:
+        raise WeightFileError(header.path, f"cannot be read: {error.strerror}") from error
+    if len(data) < tensor.nbytes:
+        raise WeightFileError(header.path, "is truncated", tensor=_ROPE_FREQS)
+    return struct.unpack(f"<{tensor.shape[0]}f", data)
