@@ -1,0 +1,94 @@
+"""Running the application as a process's main job."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from rapshee_engine.errors import ConfigError
+from rapshee_engine.server.http_protocol import BoundedHttpProtocol
+from rapshee_engine.server.settings import ServerSettings
+
+__all__ = ["HttpServer", "bind", "serve"]
+
+# The engine thread holds the GIL only between native calls. A tenth of the default lets the event
+# loop answer soon while it builds a step.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn's server that calls back when it listens, and ends normally after a signal."""
+
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, *, on_listening: Callable[[], None]
+    ) -> None:
+        protocol = functools.partial(BoundedHttpProtocol, settings=settings)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http=protocol,  # type: ignore[arg-type]
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=settings.shutdown_grace_s,
+            )
+        )
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_listening()
+
+    def handle_exit(self, _sig: int, _frame: FrameType | None) -> None:
+        """Stop gracefully, on a second signal at once. uvicorn's own also remembers the signal and
+        raises it again at the end, so that an orderly stop would look like a crash."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address; the server makes it listen.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on host {host!r}: {error.strerror}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
+        ) from None
+    return listener
+
+
+def serve(
+    app: ASGIApp,
+    settings: ServerSettings,
+    listener: socket.socket,
+    *,
+    on_listening: Callable[[], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM. Call from the main thread of a process of its own."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    HttpServer(app, settings, on_listening=on_listening).run(sockets=[listener])

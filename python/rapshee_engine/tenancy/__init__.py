@@ -1,0 +1,1 @@
+"""Who may ask for how much. Knows neither engine nor server."""
