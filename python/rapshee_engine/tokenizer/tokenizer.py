@@ -1,0 +1,142 @@
+"""Token ids of a text and text of token ids, on Hugging Face `tokenizers`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+
+import tokenizers
+
+from rapshee_engine.errors import InvalidRequestError
+from rapshee_engine.tokenizer.control_tokens import ControlTokens
+from rapshee_engine.tokenizer.token_text import TextStream, TokenText, token_scheme
+
+__all__ = ["Tokenizer", "reject_lone_surrogates"]
+
+_NO_TEXT = TokenText(b"")
+
+
+def reject_lone_surrogates(text: str, param: str | None) -> None:
+    """Raise `InvalidRequestError` if the text has no UTF-8 form."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"text has a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}; it is not valid Unicode",
+            param=param,
+        ) from None
+
+
+class Tokenizer:
+    """A vocabulary with its rules. Immutable, and safe to use from several threads.
+
+    Attributes:
+        vocab_size: one more than the largest token id.
+        bos_token, eos_token: strings of these control tokens, as chat templates want them.
+        eos_token_ids: ids that end a completion.
+        control_tokens: strings that are control tokens, with their ids.
+    """
+
+    def __init__(
+        self,
+        hf_tokenizer: tokenizers.Tokenizer,
+        *,
+        source: str,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        eos_token_ids: Iterable[int] = (),
+    ) -> None:
+        """Wrap ``hf_tokenizer``, which nobody else may change from now on.
+
+        Raises:
+            UnsupportedModelError: its decoder is unknown.
+        """
+        hf_tokenizer.no_truncation()
+        hf_tokenizer.no_padding()
+        self._hf = hf_tokenizer
+        decoder = hf_tokenizer.decoder
+        self._scheme = token_scheme(
+            None if decoder is None else json.loads(decoder.__getstate__()), source
+        )
+        self._token_texts: dict[int, TokenText] = {}
+        self.vocab_size = 1 + max(hf_tokenizer.get_vocab().values(), default=-1)
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+        self.bos_token_id = None if bos_token is None else hf_tokenizer.token_to_id(bos_token)
+        self.eos_token_ids = frozenset(eos_token_ids)
+        added = hf_tokenizer.get_added_tokens_decoder()
+        special = {token_id: token for token_id, token in added.items() if token.special}
+        self._special_ids = frozenset(special)
+        self.control = ControlTokens(
+            special, unknown=getattr(hf_tokenizer.model, "unk_token", None)
+        )
+        self.control_tokens: Mapping[str, int] = MappingProxyType(self.control.ids)
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True
+    ) -> list[int]:
+        """Token ids of ``text``.
+
+        Args:
+            add_special_tokens: add what the model wants around a text, such as its first token.
+            parse_special: strings of control tokens in the text become control tokens; otherwise
+                they are plain text.
+
+        Raises:
+            InvalidRequestError: the text has lone surrogates.
+        """
+        reject_lone_surrogates(text, None)
+        hf = self._hf if parse_special else self._plain
+        return hf.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of text that follows other text: no control tokens, nothing added around it, no
+        space put before it that the tokenizer puts only at the start of a text."""
+        return self._plain_continuation.encode(text, add_special_tokens=False).ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of the tokens; bytes that are no UTF-8 become U+FFFD."""
+        return self._hf.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The token's exact bytes in text; empty for an id without a token."""
+        return self.token_text(token_id).data
+
+    def token_text(self, token_id: int) -> TokenText:
+        """The token in text; empty for an id without a token."""
+        text = self._token_texts.get(token_id)
+        if text is None:
+            token = self._hf.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+            if token is None:
+                return _NO_TEXT
+            text = self._token_texts[token_id] = self._scheme.token_text(token)
+        return text
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the id is a control token."""
+        return token_id in self._special_ids
+
+    def text_stream(self) -> TextStream:
+        """A decoder for one sequence; feed it `token_text`."""
+        return self._scheme.stream()
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        # Special matching is a switch on the shared object, so the second mode is a second object,
+        # made when it is first needed.
+        plain = tokenizers.Tokenizer.from_str(self._hf.to_str())
+        plain.encode_special_tokens = True
+        return plain
+
+    @cached_property
+    def _plain_continuation(self) -> tokenizers.Tokenizer:
+        rules = self._hf.to_str()
+        inner = rules.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        if inner == rules:
+            return self._plain
+        continuation = tokenizers.Tokenizer.from_str(inner)
+        continuation.encode_special_tokens = True
+        return continuation
