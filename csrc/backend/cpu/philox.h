@@ -32,9 +32,8 @@ constexpr PhiloxCounter philox4x32_10(PhiloxCounter counter, PhiloxKey key) {
 
 // Uniform in [0, 1) with 53 bits: number `draw_index` of the request with this seed.
 constexpr double philox_uniform(uint64_t seed, uint32_t draw_index) {
-  const PhiloxCounter random =
-      philox4x32_10({draw_index, 0, 0, 0},
-                    {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  const PhiloxCounter random = philox4x32_10(
+      {draw_index, 0, 0, 0}, {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
   const uint64_t bits = (static_cast<uint64_t>(random[1]) << 32 | random[0]) >> 11;
   return static_cast<double>(bits) * 0x1p-53;
 }

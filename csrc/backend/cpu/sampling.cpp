@@ -104,8 +104,8 @@ size_t collect_largest(const Logits& logits, size_t k, Sampler::Scratch& scratch
   float bound = kKeepAll;
   if (k <= scratch.lane_max.size()) {
     const auto target = static_cast<double>(k);
-    bound = std::max(bound,
-                     radix_threshold(scratch.lane_max, target, unit_mass, scratch.histogram));
+    bound =
+        std::max(bound, radix_threshold(scratch.lane_max, target, unit_mass, scratch.histogram));
   }
   return collect_candidates(logits, bound, scratch);
 }
@@ -139,8 +139,8 @@ class Distribution {
     if (!std::isfinite(total)) return;
     // All tokens below this mass together have at most half of what top-p may cut off.
     const double negligible = 0.5 * (1.0 - top_p) * total / static_cast<double>(logits_.size);
-    const size_t count = collect_candidates(
-        logits_, std::max(threshold_, logit_of_mass(negligible)), scratch_);
+    const size_t count =
+        collect_candidates(logits_, std::max(threshold_, logit_of_mass(negligible)), scratch_);
     weigh_candidates(count);
     const std::vector<float>& mass = scratch_.candidate_mass;
     threshold_ = radix_threshold(
@@ -166,9 +166,7 @@ class Distribution {
 
  private:
   // The logit whose unnormalised mass is `mass`, 0 <= mass <= 1.
-  float logit_of_mass(double mass) const {
-    return round_upwards(max_ + std::log(mass) / scale_);
-  }
+  float logit_of_mass(double mass) const { return round_upwards(max_ + std::log(mass) / scale_); }
 
   // Fills chunk_mass with the mass of the survivors in each chunk; returns their sum.
   double measure() {
@@ -248,16 +246,14 @@ float log_probability(float logit, const RowStats& stats) {
 }  // namespace
 
 RowStats merge_stats(std::span<const ChunkStats> chunks) {
-  RowStats stats{-kInfinity, -kInfinity, -1};
+  RowStats stats{-kInfinity, 0.0, -1};
   for (size_t c = 0; c < chunks.size(); ++c) {
     if (!(chunks[c].max > stats.max)) continue;
     stats.max = chunks[c].max;
     stats.argmax = static_cast<int32_t>(c * kVocabChunk) + chunks[c].argmax;
   }
-  if (stats.argmax < 0) return stats;
   double sum = 0.0;
   for (const ChunkStats& chunk : chunks) {
-    if (chunk.max == -kInfinity) continue;  // no mass, and its sum may be of exp(-inf + inf)
     sum += chunk.sum * std::exp(static_cast<double>(chunk.max) - stats.max);
   }
   stats.log_sum_exp = stats.max + std::log(sum);
@@ -368,8 +364,8 @@ void Sampler::list_top(int count, const float* logits, const RowStats& stats, Sc
                        int32_t* ids, float* logprobs) const {
   const Logits row{logits, vocab_size_};
   find_lane_max(row, scratch.lane_max);
-  const auto candidates = std::span(scratch.candidate_ids).first(
-      collect_largest(row, static_cast<size_t>(count), scratch));
+  const auto candidates = std::span(scratch.candidate_ids)
+                              .first(collect_largest(row, static_cast<size_t>(count), scratch));
   const size_t listed = std::min(candidates.size(), static_cast<size_t>(count));
   std::partial_sort(candidates.begin(), candidates.begin() + listed, candidates.end(),
                     [logits](int32_t a, int32_t b) {

@@ -9,9 +9,9 @@
 // seed and the token's index. Which path a row takes, and every bit of its result, depends on its
 // own options and logits alone.
 //
-// A row that cannot be sampled, because a logit is NaN or +inf, all are -inf, or no token is
-// allowed, gets token -1 and log-probability NaN; nothing is thrown, so that only this request
-// fails.
+// A row that cannot be sampled, because a logit is not finite or no token is allowed, gets token -1
+// (even if it has a target), log-probability NaN and rank 0; nothing is thrown, so that only this
+// request fails.
 #pragma once
 
 #include <cstdint>
@@ -25,15 +25,15 @@
 
 namespace rapshee::cpu {
 
-// Of one row of unmodified logits. Not a number in log_sum_exp: some logit is NaN or +inf.
+// Of one row of unmodified logits; max and argmax mean something if log_sum_exp is finite.
 struct RowStats {
   float max;
-  double log_sum_exp;  // natural logarithm of the sum of exp(logit)
-  int32_t argmax;      // lowest id of max; -1 where there is none
+  double log_sum_exp;  // natural logarithm of the sum of exp(logit); NaN if one is not finite
+  int32_t argmax;      // lowest id of max
 };
 
-// Chunk c holds the statistics of tokens [c * kVocabChunk, (c + 1) * kVocabChunk), its argmax counts
-// from the chunk's first token. Merged in order.
+// Chunk c holds the statistics of tokens [c * kVocabChunk, (c + 1) * kVocabChunk), its argmax
+// counts from the chunk's first token. Merged in order.
 RowStats merge_stats(std::span<const ChunkStats> chunks);
 
 class Sampler {
@@ -42,12 +42,12 @@ class Sampler {
   struct Scratch {
     explicit Scratch(int64_t vocab_size);
 
-    std::vector<float> processed;         // [V] logits after mask, bias and penalties
-    std::vector<float> lane_max;          // [chunks, kLanes] maxima of tokens 16 apart
-    std::vector<double> chunk_mass;       // [chunks] probability mass, unnormalised
-    std::vector<float> candidates;        // [V] logits that reach a bound, in id order
-    std::vector<int32_t> candidate_ids;   // [V] their tokens
-    std::vector<float> candidate_mass;    // [V] their mass
+    std::vector<float> processed;        // [V] logits after mask, bias and penalties
+    std::vector<float> lane_max;         // [chunks, kLanes] maxima of tokens 16 apart
+    std::vector<double> chunk_mass;      // [chunks] probability mass, unnormalised
+    std::vector<float> candidates;       // [V] logits that reach a bound, in id order
+    std::vector<int32_t> candidate_ids;  // [V] their tokens
+    std::vector<float> candidate_mass;   // [V] their mass
     RadixHistogram histogram;
   };
 
