@@ -1,0 +1,91 @@
+"""Makes ``tiny_llama.npz``: logits of tiny random checkpoints, by transformers in float32.
+
+Run from the root of the repository, after ``pip install '.[oracle]'``:
+
+    PYTHONPATH=tests python -m golden.make_tiny_llama
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from reference.golden import GOLDEN_FOLDER
+from reference.tiny_llama import make_config, make_weights
+
+NUM_TOKENS = 40
+
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "mha": make_config(num_key_value_heads=4),
+    "gqa": make_config(num_attention_heads=8, num_key_value_heads=2, hidden_size=128),
+    "mqa": make_config(num_key_value_heads=1),
+    "untied": make_config(tie_word_embeddings=False),
+    "head_dim_32": make_config(head_dim=32),
+    "head_dim_64": make_config(hidden_size=192, num_attention_heads=3, num_key_value_heads=1),
+    "biases": make_config(attention_bias=True, mlp_bias=True),
+    "rope_theta": make_config(rope_theta=500000.0, rms_norm_eps=1e-6),
+    "rope_linear": make_config(rope_scaling={"type": "linear", "factor": 4.0}),
+    "rope_llama3": make_config(head_dim=32, rope_scaling=LLAMA3_SCALING),
+    "rope_parameters": {
+        key: value
+        for key, value in make_config(
+            head_dim=32, rope_parameters={"rope_theta": 20000.0, **LLAMA3_SCALING}
+        ).items()
+        if key != "rope_theta"
+    },
+    "mistral_window": make_config(
+        model_type="mistral", sliding_window=7, tie_word_embeddings=False
+    ),
+    "mistral_full": make_config(model_type="mistral", sliding_window=None),
+}
+
+
+def build(config: dict[str, Any], seed: int) -> torch.nn.Module:
+    """transformers' model with the weights that the seed stands for."""
+    # Deep-copied by way of JSON: transformers edits the dictionaries that it is given.
+    options = json.loads(json.dumps(config))
+    if options.pop("model_type") == "mistral":
+        options = {k: v for k, v in options.items() if k not in ("attention_bias", "mlp_bias")}
+        model = MistralForCausalLM(MistralConfig(**options, attn_implementation="eager"))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**options, attn_implementation="eager"))
+    tensors = {name: torch.from_numpy(w) for name, w in make_weights(config, seed).items()}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    tied = ["lm_head.weight"] if config["tie_word_embeddings"] else []
+    assert (missing, unexpected) == (tied, [])
+    return model.float().eval()
+
+
+@torch.inference_mode()
+def main() -> None:
+    torch.set_num_threads(2)
+    cases, arrays = [], {}
+    for seed, (name, config) in enumerate(CASES.items(), start=1):
+        model = build(config, seed)
+        random = np.random.RandomState(1000 + seed)
+        token_ids = random.randint(0, config["vocab_size"], NUM_TOKENS).astype(np.int32)
+        logits = model(torch.from_numpy(token_ids).long()[None]).logits[0].numpy()
+        print(f"{name}: logits {logits.std():.2f} +- {np.abs(logits).max():.2f}")
+        cases.append({"name": name, "config": config, "seed": seed})
+        arrays[f"{name}.token_ids"] = token_ids
+        arrays[f"{name}.inv_freq"] = model.model.rotary_emb.inv_freq.numpy()
+        arrays[f"{name}.logits"] = logits
+    np.savez_compressed(
+        GOLDEN_FOLDER / "tiny_llama.npz", cases=np.array(json.dumps(cases)), **arrays
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Tiny random checkpoints of the llama family, as Hugging Face folders and as GGUF files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from reference.gguf_writer import write_gguf
+from reference.llama import head_dim_of, inv_freq, rope_settings
+from reference.quant import round_trip
+from reference.safetensors_writer import write_safetensors
+
+__all__ = [
+    "make_config",
+    "make_weights",
+    "stored_weights",
+    "write_gguf_file",
+    "write_hf_folder",
+]
+
+Weights = dict[str, npt.NDArray[np.float32]]
+
+_GGUF_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def make_config(**changes: Any) -> dict[str, Any]:
+    """A small ``config.json`` with grouped-query attention and tied embeddings."""
+    config: dict[str, Any] = {
+        "model_type": "llama",
+        "vocab_size": 160,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+    }
+    config.update(changes)
+    return config
+
+
+def make_weights(config: Mapping[str, Any], seed: int) -> Weights:
+    """Random weights under their Hugging Face names.
+
+    The values are exact functions of the seed on every platform: uniform draws of numpy's frozen
+    `RandomState`, scaled so that attention is neither flat nor one-hot and logits spread over a
+    few units.
+    """
+    random = np.random.RandomState(seed)
+
+    def draw(*shape: int, scale: float) -> npt.NDArray[np.float32]:
+        return ((random.random_sample(shape) * 2 - 1) * scale).astype(np.float32)
+
+    def linear(name: str, rows: int, columns: int, bias: bool) -> Weights:
+        # A uniform draw on [-1, 1] has variance 1 / 3.
+        tensors = {f"{name}.weight": draw(rows, columns, scale=(3 / columns) ** 0.5)}
+        if bias:
+            tensors[f"{name}.bias"] = draw(rows, scale=0.5)
+        return tensors
+
+    def norm(name: str) -> Weights:
+        return {f"{name}.weight": 1 + draw(config["hidden_size"], scale=0.3)}
+
+    width, inner, head_dim = config["hidden_size"], config["intermediate_size"], head_dim_of(config)
+    q_rows = config["num_attention_heads"] * head_dim
+    kv_rows = (config.get("num_key_value_heads") or config["num_attention_heads"]) * head_dim
+    attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
+    weights = {"model.embed_tokens.weight": draw(config["vocab_size"], width, scale=0.5)}
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        weights |= norm(f"{layer}.input_layernorm")
+        weights |= linear(f"{layer}.self_attn.q_proj", q_rows, width, attention_bias)
+        weights |= linear(f"{layer}.self_attn.k_proj", kv_rows, width, attention_bias)
+        weights |= linear(f"{layer}.self_attn.v_proj", kv_rows, width, attention_bias)
+        weights |= linear(f"{layer}.self_attn.o_proj", width, q_rows, attention_bias)
+        weights |= norm(f"{layer}.post_attention_layernorm")
+        weights |= linear(f"{layer}.mlp.gate_proj", inner, width, mlp_bias)
+        weights |= linear(f"{layer}.mlp.up_proj", inner, width, mlp_bias)
+        weights |= linear(f"{layer}.mlp.down_proj", width, inner, mlp_bias)
+    weights |= norm("model.norm")
+    if not config.get("tie_word_embeddings"):
+        weights |= linear("lm_head", config["vocab_size"], width, bias=False)
+    return weights
+
+
+def stored_weights(weights: Mapping[str, npt.NDArray[np.float32]], dtype: str) -> Weights:
+    """The values that a checkpoint written with ``dtype`` holds; vectors stay f32 in a GGUF."""
+    return {name: round_trip(w, dtype) if w.ndim > 1 else w for name, w in weights.items()}
+
+
+def write_hf_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, npt.NDArray[np.float32]],
+    dtype: str = "f32",
+) -> Path:
+    """Write ``config.json`` and ``model.safetensors``; matrices as ``dtype``, vectors as f32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {name: (dtype if w.ndim > 1 else "f32", w) for name, w in weights.items()}
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def write_gguf_file(
+    path: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, npt.NDArray[np.float32]],
+    dtype: str = "f32",
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the same checkpoint as llama.cpp's converter would; matrices as ``dtype``.
+
+    Args:
+        metadata: added to (or replacing) what follows from ``config``, e.g. a tokenizer.
+    """
+    tensors = {}
+    for name, array in weights.items():
+        if ".q_proj." in name:
+            array = _interleave(array, config["num_attention_heads"])
+        elif ".k_proj." in name:
+            array = _interleave(
+                array, config.get("num_key_value_heads") or config["num_attention_heads"]
+            )
+        tensors[_gguf_name(name)] = (dtype if array.ndim > 1 else "f32", array)
+    if rope_settings(config)["rope_type"] == "llama3":
+        plain = inv_freq({**config, "rope_scaling": None, "rope_parameters": None} | _theta(config))
+        tensors["rope_freqs.weight"] = ("f32", plain / inv_freq(config))
+    return write_gguf(path, {**_gguf_metadata(config), **(metadata or {})}, tensors)
+
+
+def _theta(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"rope_theta": rope_settings(config)["rope_theta"]}
+
+
+def _gguf_name(name: str) -> str:
+    module, _, kind = name.rpartition(".")
+    if module.startswith("model.layers."):
+        index, _, layer_module = module.removeprefix("model.layers.").partition(".")
+        return f"blk.{index}.{_GGUF_LAYER_NAMES[layer_module]}.{kind}"
+    model = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    return f"{model[module]}.{kind}"
+
+
+def _interleave(array: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
+    """Rows (i, i + d/2) of each head, which rotate together, become neighbours."""
+    halves = array.reshape(num_heads, 2, -1, *array.shape[1:])
+    return halves.swapaxes(1, 2).reshape(array.shape)
+
+
+def _gguf_metadata(config: Mapping[str, Any]) -> dict[str, Any]:
+    rope = rope_settings(config)
+    metadata = {
+        "general.architecture": "llama",
+        "llama.block_count": config["num_hidden_layers"],
+        "llama.context_length": config["max_position_embeddings"],
+        "llama.embedding_length": config["hidden_size"],
+        "llama.feed_forward_length": config["intermediate_size"],
+        "llama.attention.head_count": config["num_attention_heads"],
+        "llama.attention.head_count_kv": config.get("num_key_value_heads")
+        or config["num_attention_heads"],
+        "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "llama.attention.key_length": head_dim_of(config),
+        "llama.attention.value_length": head_dim_of(config),
+        "llama.rope.dimension_count": head_dim_of(config),
+        "llama.rope.freq_base": float(rope["rope_theta"]),
+        "llama.vocab_size": config["vocab_size"],
+        "tokenizer.ggml.eos_token_id": config["eos_token_id"],
+    }
+    if rope["rope_type"] == "linear":
+        metadata["llama.rope.scaling.type"] = "linear"
+        metadata["llama.rope.scaling.factor"] = float(rope["factor"])
+    if config.get("sliding_window"):
+        metadata["llama.attention.sliding_window"] = config["sliding_window"]
+    return metadata
