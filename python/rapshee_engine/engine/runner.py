@@ -1,0 +1,270 @@
+"""The door to the native model runner: one model on one device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from rapshee_engine import _core
+from rapshee_engine.config import EngineConfig
+from rapshee_engine.engine.batch_builder import StepInput
+from rapshee_engine.errors import (
+    ConfigError,
+    EngineDeadError,
+    StepError,
+    WeightFileError,
+)
+from rapshee_engine.models.config import ModelConfig
+from rapshee_engine.weights.loader import Checkpoint
+
+__all__ = ["Runner", "StepResult", "StepRunner"]
+
+
+class StepResult(Protocol):
+    """Result of a step, as in ``_core.StepOutput``."""
+
+    @property
+    def token_ids(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def logprobs(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def ranks(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def top_ids(self) -> npt.NDArray[np.int32]: ...
+    @property
+    def top_logprobs(self) -> npt.NDArray[np.float32]: ...
+
+
+class StepRunner(Protocol):
+    """What the engine needs of a runner.
+
+    Tickets are collected in the order of launch; at most two are outstanding.
+
+    Raises (any method):
+        StepError: this step failed, the runner goes on.
+        EngineDeadError: the runner is dead.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def identity(self) -> str:
+        """Everything that tells this build, device and these weights from others."""
+        ...
+
+    def launch(self, step_input: StepInput) -> int:
+        """Start a step; its ticket. The arrays may be reused at once."""
+        ...
+
+    def set_masks(self, ticket: int, masks: npt.NDArray[np.uint32]) -> None: ...
+    def collect(self, ticket: int) -> StepResult: ...
+    def set_state(
+        self, slot: int, token_ids: npt.NDArray[np.int32], num_prompt_tokens: int
+    ) -> None: ...
+    def close(self) -> None: ...
+
+
+class Runner:
+    """`StepRunner` on ``_core.ModelRunner``."""
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
+        """Read the weights and allocate the KV cache.
+
+        Raises:
+            ConfigError: an option does not fit the machine; the message says what to change.
+            WeightFileError: a tensor is missing, has the wrong shape or cannot be read.
+        """
+        device = _resolve_device(config.device)
+        block_size = config.block_size or _core.default_block_size(device)
+        native_config = _native_config(checkpoint.config)
+        num_blocks = _num_blocks(config, checkpoint, native_config, device, block_size)
+        entries = [
+            _core.TensorEntry(t.name, t.dtype, t.shape, t.file, t.offset, t.nbytes)
+            for t in checkpoint.entries
+        ]
+        with _loading(checkpoint), _progress_bar(checkpoint.weight_bytes) as bar:
+            self._runner = _core.ModelRunner(
+                native_config,
+                entries,
+                device=device,
+                dtype=config.dtype,
+                num_blocks=num_blocks,
+                block_size=block_size,
+                max_num_tokens=config.max_num_batched_tokens,
+                max_num_seqs=config.max_num_seqs,
+                threads=config.threads or _core.usable_cores(),
+                progress=lambda done, total: _advance(bar, done, total),
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self._runner.vocab_size
+
+    @property
+    def block_size(self) -> int:
+        return self._runner.block_size
+
+    @property
+    def num_blocks(self) -> int:
+        return self._runner.num_blocks
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the repacked weights occupy."""
+        return self._runner.weight_bytes
+
+    @property
+    def description(self) -> str:
+        return self._runner.description
+
+    @property
+    def identity(self) -> str:
+        build = _core.build_info()
+        runner = self._runner
+        return "|".join(
+            (
+                str(build["version"]),
+                str(build["compiler"]),
+                runner.description,
+                runner.kv_dtype,
+                runner.weights_checksum,
+            )
+        )
+
+    def launch(self, step_input: StepInput) -> int:
+        with self._stepping():
+            return self._runner.launch(**step_input.as_arguments())
+
+    def set_masks(self, ticket: int, masks: npt.NDArray[np.uint32]) -> None:
+        with self._stepping():
+            self._runner.set_masks(ticket, masks)
+
+    def collect(self, ticket: int) -> StepResult:
+        with self._stepping():
+            return self._runner.collect(ticket)
+
+    def set_state(
+        self, slot: int, token_ids: npt.NDArray[np.int32], num_prompt_tokens: int
+    ) -> None:
+        with self._stepping():
+            self._runner.set_state(slot, token_ids, num_prompt_tokens)
+
+    def close(self) -> None:
+        """Wait for outstanding steps and give all memory back. Idempotent."""
+        self._runner.close()
+
+    @contextmanager
+    def _stepping(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._runner.alive:
+                raise EngineDeadError(f"the device failed: {error}") from error
+            raise StepError(f"a step failed: {error}") from error
+
+
+def _resolve_device(device: str) -> str:
+    available = _core.list_devices()
+    if device == "auto":
+        return available[0]
+    if device not in available:
+        raise ConfigError(f"no device {device!r}; available: {', '.join(available)}")
+    return device
+
+
+def _native_config(config: ModelConfig) -> _core.ModelConfig:
+    return _core.ModelConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        max_position=config.max_position,
+        rms_norm_eps=config.rms_norm_eps,
+        query_scale=config.query_scale,
+        activation=config.activation,
+        tie_embeddings=config.tie_embeddings,
+        qkv_bias=config.qkv_bias,
+        out_bias=config.out_bias,
+        mlp_bias=config.mlp_bias,
+        interleaved_qk=config.interleaved_qk,
+        ropes=[_core.Rope(rope.inv_freq, rope.attention_factor) for rope in config.ropes],
+        layers=[_core.LayerConfig(layer.rope, layer.window) for layer in config.layers],
+    )
+
+
+def _num_blocks(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    native_config: _core.ModelConfig,
+    device: str,
+    block_size: int,
+) -> int:
+    """Size of the pool in blocks, by the rule of ``EngineConfig.kv_cache_memory_bytes``."""
+    kv_dtype = _kv_dtype(config.dtype, checkpoint)
+    block_bytes = _core.kv_block_bytes(
+        native_config, device=device, dtype=kv_dtype, block_size=block_size
+    )
+    max_model_len = config.max_model_len or checkpoint.config.max_position
+    wanted = config.max_num_seqs * -(-max_model_len // block_size)
+    memory = config.kv_cache_memory_bytes
+    if memory is not None:
+        num_blocks = memory // block_bytes
+    else:
+        memory = max(0, _core.available_memory(device) - checkpoint.weight_bytes) // 4
+        num_blocks = min(wanted, memory // block_bytes)
+    if num_blocks < 1:
+        raise ConfigError(
+            f"the KV cache has {memory} bytes, but one block of {block_size} tokens takes "
+            f"{block_bytes}; set kv_cache_memory_bytes to at least that, or free memory"
+        )
+    return num_blocks
+
+
+def _kv_dtype(dtype: str, checkpoint: Checkpoint) -> str:
+    matrices = (entry.dtype for entry in checkpoint.entries if len(entry.shape) > 1)
+    is_float32 = all(name == "f32" for name in matrices) if dtype == "auto" else dtype == "float32"
+    return "float32" if is_float32 else "bfloat16"
+
+
+@contextmanager
+def _loading(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what the native loader raises into the package's errors."""
+    try:
+        yield
+    except _core.WeightError as error:
+        message, tensor, file = (*error.args, None, None)[:3]
+        raise WeightFileError(file or checkpoint.path, message, tensor=tensor or None) from error
+    except _core.DeviceError as error:
+        raise ConfigError(f"cannot load the model: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot load the model: {error}") from error
+
+
+@contextmanager
+def _progress_bar(total: int) -> Iterator[tqdm[None]]:
+    with tqdm(
+        total=total,
+        desc="Loading weights",
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        yield bar
+
+
+def _advance(bar: tqdm[None], done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
