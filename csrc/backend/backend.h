@@ -100,6 +100,9 @@ struct HeadArgs {
   const Weight& norm;           // [hidden]
   const Weight& weight;         // [vocab, hidden]
   std::span<const int32_t> rows;  // of x; at most Backend::max_head_rows()
+  // [rows] Whether sampling will need the row's logits. Where not (greedy rows without anything
+  // that changes or lists logits), arg-max and log-sum-exp are all that is kept.
+  std::span<const uint8_t> wants_logits;
 };
 
 // How to sample the rows of the last head(), structure of arrays over those rows.

@@ -37,8 +37,16 @@ struct PanelLayout {
   int64_t num_panels() const { return ceil_div(rows, kLanes); }
 };
 
-// Rows of activations in the forms that panels multiply with. Rows are padded with zeros to a
-// multiple of kGroup.
+// One row, or some whole groups of one, in the forms that panels multiply with.
+struct ActRow {
+  float* f32 = nullptr;
+  uint16_t* bf16 = nullptr;
+  int8_t* q8 = nullptr;
+  float* q8_scale = nullptr;
+  int32_t* q8_sum = nullptr;
+};
+
+// Rows of activations. Rows are padded with zeros to a multiple of kGroup.
 struct ActRows {
   int64_t stride = 0;             // padded K, in elements
   float* f32 = nullptr;           // [rows, stride]
@@ -46,13 +54,24 @@ struct ActRows {
   int8_t* q8 = nullptr;           // [rows, stride] codes
   float* q8_scale = nullptr;      // [rows, stride / 32]
   int32_t* q8_sum = nullptr;      // [rows, stride / 32] sum of the codes of a group
+
+  // Row `row` from column `first` (a multiple of kGroup) on.
+  ActRow at(int64_t row, int64_t first = 0) const {
+    const int64_t i = row * stride + first;
+    return {f32 + i, bf16 + i, q8 + i, q8_scale + i / kGroup, q8_sum + i / kGroup};
+  }
+  // The rows from `row` on.
+  ActRows from(int64_t row) const {
+    const ActRow first = at(row);
+    return {stride, first.f32, first.bf16, first.q8, first.q8_scale, first.q8_sum};
+  }
 };
 
 enum ActForm : uint8_t { kActF32 = 1, kActBF16 = 2, kActQ8 = 4 };
 
 // What becomes of a panel's product.
 struct LinearOut {
-  float* y = nullptr;   // row 0, column 0 of the panel's first column
+  float* y = nullptr;   // first row, the panel's first column
   int64_t stride = 0;   // elements between rows of y
   int columns = kLanes; // columns of the panel that exist
   const float* bias = nullptr;  // of those columns, or null
@@ -83,25 +102,37 @@ struct ChunkStats {
   int32_t argmax;  // first index of max
 };
 
+// Bytes of scratch for linear_panel: the panel unpacked to floats at most.
+inline size_t linear_scratch_bytes(int64_t cols) {
+  return static_cast<size_t>(round_up(cols, kGroup)) * kLanes * sizeof(float);
+}
+
+// Bytes of scratch for attention: queries, scores, weights and outputs of all rows of a tile.
+inline size_t attention_scratch_bytes(int rows, int head_dim) {
+  const size_t padded = static_cast<size_t>(round_up(head_dim, kLanes));
+  const size_t floats = 3 * padded + 2 * kSplit + 4;
+  return static_cast<size_t>(rows) * floats * sizeof(float) + 9 * 64;
+}
+
 struct KernelTable {
   const char* isa;
   int row_tile;  // rows that one pass over a panel multiplies
 
-  // out = x * rsqrt(mean(x^2) + eps) * weight; weight null: out = x. Fills `forms` of row `row`.
+  // out = x * rsqrt(mean(x^2) + eps) * weight; weight null: out = x. Fills the ActForms of the
+  // row, padded with zeros to whole groups.
   void (*prepare_row)(const float* x, int64_t n, const float* weight, float eps, uint8_t forms,
-                      int64_t row, const ActRows& out);
-  // Rows [row_begin, row_end) times one panel. float_acts: low-bit and bf16 panels multiply f32
-  // rows. scratch: linear_scratch_bytes(layout).
+                      const ActRow& out);
+  // The first `rows` rows of x times one panel. float_acts: low-bit and bf16 panels multiply f32
+  // rows. scratch: linear_scratch_bytes(cols).
   void (*linear_panel)(const PanelLayout& layout, const std::byte* panel, const ActRows& x,
-                       int64_t row_begin, int64_t row_end, bool float_acts, std::byte* scratch,
-                       const LinearOut& out);
+                       int64_t rows, bool float_acts, std::byte* scratch, const LinearOut& out);
   // gate[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(float* gate, const float* up, int64_t n);
   // Rotates the first 2 * half dimensions of one head in place.
   void (*rope)(float* head, const float* cos, const float* sin, int half);
   // Writes one token's K and V of one KV head into its group of the cache (see cache_layout.h).
   void (*cache_write)(DType dtype, const float* k, const float* v, int head_dim, int offset,
-                      std::byte* cache_block);
+                      bool last_of_step, std::byte* cache_block);
   void (*attention)(DType dtype, const AttentionTile& tile, std::byte* scratch);
   ChunkStats (*chunk_stats)(const float* x, int64_t n);
   // out[i] = exp((x[i] - max) * scale), returns the sum in lane order. out may be x. n is at most

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "backend/cpu/philox.h"
 #include "core/error.h"
@@ -51,61 +52,60 @@ struct Logits {
   }
 };
 
-// Fills lane_max[c, j] with the maximum of the tokens of chunk c whose id is j modulo kLanes;
-// returns the overall maximum. One vertical pass: no horizontal reductions per chunk.
-float find_lane_max(const Logits& logits, std::vector<float>& lane_max) {
-  lane_max.assign(logits.num_chunks() * kLanes, -kInfinity);
+// Fills lane_max and chunk_max; returns the overall maximum.
+float find_maxima(const Logits& logits, Sampler::Scratch& scratch) {
   for (int64_t c = 0; c < logits.num_chunks(); ++c) {
     const std::span<const float> chunk = logits.chunk(c);
-    float* lanes = lane_max.data() + c * kLanes;
+    float* lanes = scratch.lane_max.data() + c * kLanes;
+    std::fill_n(lanes, kLanes, -kInfinity);
     size_t i = 0;
     for (; i + kLanes <= chunk.size(); i += kLanes) {
       for (int j = 0; j < kLanes; ++j) lanes[j] = std::max(lanes[j], chunk[i + j]);
     }
     for (int j = 0; i < chunk.size(); ++i, ++j) lanes[j] = std::max(lanes[j], chunk[i]);
+    scratch.chunk_max[c] = *std::max_element(lanes, lanes + kLanes);
   }
-  return *std::max_element(lane_max.begin(), lane_max.end());
+  return *std::max_element(scratch.chunk_max.begin(), scratch.chunk_max.end());
 }
 
-float chunk_max(const std::vector<float>& lane_max, int64_t c) {
-  const float* lanes = lane_max.data() + c * kLanes;
-  return *std::max_element(lanes, lanes + kLanes);
+// The lowest id of the maximum. Needs maxima.
+int32_t find_argmax(const Logits& logits, const Sampler::Scratch& scratch) {
+  const auto best = std::max_element(scratch.chunk_max.begin(), scratch.chunk_max.end());
+  const int64_t c = best - scratch.chunk_max.begin();
+  const std::span<const float> chunk = logits.chunk(c);
+  return static_cast<int32_t>(c * kVocabChunk +
+                              (std::find(chunk.begin(), chunk.end(), *best) - chunk.begin()));
 }
 
-int32_t first_index_of(float value, const Logits& logits, const std::vector<float>& lane_max) {
-  for (int64_t c = 0; c < logits.num_chunks(); ++c) {
-    if (chunk_max(lane_max, c) != value) continue;
-    const std::span<const float> chunk = logits.chunk(c);
-    const auto found = std::find(chunk.begin(), chunk.end(), value);
-    return static_cast<int32_t>(c * kVocabChunk + (found - chunk.begin()));
-  }
-  return -1;
-}
-
-// Collects the logits >= bound and their ids, in id order; returns how many. Needs lane_max.
+// Collects the logits >= bound and their ids, lane by lane of each chunk; returns how many. Needs
+// maxima.
 size_t collect_candidates(const Logits& logits, float bound, Sampler::Scratch& scratch) {
   size_t count = 0;
   for (int64_t c = 0; c < logits.num_chunks(); ++c) {
-    if (chunk_max(scratch.lane_max, c) < bound) continue;
+    if (scratch.chunk_max[c] < bound) continue;
     const std::span<const float> chunk = logits.chunk(c);
-    for (size_t i = 0; i < chunk.size(); ++i) {  // branch-free: writes, then keeps or not
-      scratch.candidates[count] = chunk[i];
-      scratch.candidate_ids[count] = static_cast<int32_t>(c * kVocabChunk + i);
-      count += chunk[i] >= bound ? 1 : 0;
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      if (scratch.lane_max[c * kLanes + lane] < bound) continue;
+      for (size_t i = lane; i < chunk.size(); i += kLanes) {  // writes, then keeps or not
+        scratch.candidates[count] = chunk[i];
+        scratch.candidate_ids[count] = static_cast<int32_t>(c * kVocabChunk + i);
+        count += chunk[i] >= bound ? 1 : 0;
+      }
     }
   }
   return count;
 }
 
 // Collects at least the k largest logits (all but -inf if there are fewer) and returns how many.
-// The k-th largest of the lane maxima bounds the k-th largest logit from below, and is found among
-// a sixteenth of the values. Needs lane_max.
+// The k-th largest of k or more maxima of disjoint groups bounds the k-th largest logit from below,
+// and is found among far fewer values. Needs maxima.
 size_t collect_largest(const Logits& logits, size_t k, Sampler::Scratch& scratch) {
+  const std::vector<float>& maxima =
+      k <= scratch.chunk_max.size() ? scratch.chunk_max : scratch.lane_max;
   float bound = kKeepAll;
-  if (k <= scratch.lane_max.size()) {
-    const auto target = static_cast<double>(k);
-    bound =
-        std::max(bound, radix_threshold(scratch.lane_max, target, unit_mass, scratch.histogram));
+  if (k <= maxima.size()) {
+    bound = std::max(
+        bound, radix_threshold(maxima, static_cast<double>(k), unit_mass, scratch.histogram));
   }
   return collect_candidates(logits, bound, scratch);
 }
@@ -122,7 +122,7 @@ class Distribution {
         scale_(std::min(1.0f / temperature, kLargest)),  // finite: 0 * scale is the maximum's
         scratch_(scratch) {}
 
-  // Each of the filters needs lane_max.
+  // Each of the filters needs maxima.
   void keep_min_p(float min_p) { threshold_ = std::max(threshold_, logit_of_mass(min_p)); }
 
   // Where an earlier filter left fewer than k, its threshold is the higher one.
@@ -135,17 +135,13 @@ class Distribution {
   }
 
   void keep_top_p(float top_p) {
-    const double total = measure();
-    if (!std::isfinite(total)) return;
-    // All tokens below this mass together have at most half of what top-p may cut off.
-    const double negligible = 0.5 * (1.0 - top_p) * total / static_cast<double>(logits_.size);
-    const size_t count =
-        collect_candidates(logits_, std::max(threshold_, logit_of_mass(negligible)), scratch_);
-    weigh_candidates(count);
-    const std::vector<float>& mass = scratch_.candidate_mass;
+    const double target = top_p * measure();
+    const size_t count = collect_top_p(target, top_p);
+    if (count == 0) return;
+    const float* mass = scratch_.candidate_mass.data();
     threshold_ = radix_threshold(
-        {scratch_.candidates.data(), count}, top_p * total,
-        [&mass](size_t i) { return static_cast<double>(mass[i]); }, scratch_.histogram);
+        {scratch_.candidates.data(), count}, target,
+        [mass](size_t i) { return static_cast<double>(mass[i]); }, scratch_.histogram);
   }
 
   // The token at which the cumulative distribution in id order passes u, 0 <= u < 1. Rounding
@@ -179,13 +175,23 @@ class Distribution {
   }
 
   double mass_of_chunk(int64_t c) {
-    if (threshold_ != kKeepAll && chunk_max(scratch_.lane_max, c) < threshold_) return 0.0;
+    if (threshold_ != kKeepAll && scratch_.chunk_max[c] < threshold_) return 0.0;
     const std::span<const float> x = logits_.chunk(c);
     const float sum = weigh(x);
     if (threshold_ == kKeepAll) return sum;
-    double survivors = 0.0;
-    for (size_t i = 0; i < x.size(); ++i) survivors += x[i] >= threshold_ ? weights_[i] : 0.0f;
-    return survivors;
+    return sum_survivors(x);
+  }
+
+  // In lanes, as the kernels add: a single running sum would wait for each addition.
+  float sum_survivors(std::span<const float> x) const {
+    float lanes[kLanes] = {};
+    const auto survivor = [&](size_t i) { return x[i] >= threshold_ ? weights_[i] : 0.0f; };
+    size_t i = 0;
+    for (; i + kLanes <= x.size(); i += kLanes) {
+      for (int j = 0; j < kLanes; ++j) lanes[j] += survivor(i + j);
+    }
+    for (int j = 0; i < x.size(); ++i, ++j) lanes[j] += survivor(i);
+    return std::accumulate(lanes, lanes + kLanes, 0.0f);
   }
 
   int32_t token_in_chunk(int64_t c, double point) {
@@ -205,12 +211,30 @@ class Distribution {
     return kernels_.exp_chunk(x.data(), x.size(), max_, scale_, weights_);
   }
 
-  void weigh_candidates(size_t count) {
+  // Collects and weighs survivors that include all that top-p keeps; returns how many. A peaked
+  // distribution is done with the logits that reach the lowest maximum of a chunk, about
+  // n log(n) of them for n chunks. If not, those below a `negligible` mass can be left out: all
+  // together they have at most half of what top-p may cut off.
+  size_t collect_top_p(double target, double top_p) {
+    const float few = *std::min_element(scratch_.chunk_max.begin(), scratch_.chunk_max.end());
+    size_t count = collect_candidates(logits_, std::max(threshold_, few), scratch_);
+    if (weigh_candidates(count) >= target) return count;
+    const double negligible =
+        0.5 * (1.0 - top_p) * (target / top_p) / static_cast<double>(logits_.size);
+    count = collect_candidates(logits_, std::max(threshold_, logit_of_mass(negligible)), scratch_);
+    weigh_candidates(count);
+    return count;
+  }
+
+  // Returns the sum.
+  double weigh_candidates(size_t count) {
+    double sum = 0.0;
     for (size_t i = 0; i < count; i += kVocabChunk) {
       const size_t n = std::min<size_t>(kVocabChunk, count - i);
-      kernels_.exp_chunk(scratch_.candidates.data() + i, n, max_, scale_,
-                         scratch_.candidate_mass.data() + i);
+      sum += kernels_.exp_chunk(scratch_.candidates.data() + i, n, max_, scale_,
+                                scratch_.candidate_mass.data() + i);
     }
+    return sum;
   }
 
   const KernelTable& kernels_;
@@ -263,6 +287,7 @@ RowStats merge_stats(std::span<const ChunkStats> chunks) {
 Sampler::Scratch::Scratch(int64_t vocab_size)
     : processed(vocab_size),
       lane_max(ceil_div(vocab_size, kVocabChunk) * kLanes),
+      chunk_max(ceil_div(vocab_size, kVocabChunk)),
       chunk_mass(ceil_div(vocab_size, kVocabChunk)),
       candidates(vocab_size),
       candidate_ids(vocab_size),
@@ -317,9 +342,9 @@ int32_t Sampler::draw(const KernelTable& kernels, const SamplingRows& rows, int 
 
   const bool top_k = rows.top_k[r] > 0 && rows.top_k[r] < vocab_size_;
   const bool filtered = rows.min_p[r] > 0.0f || top_k || rows.top_p[r] < 1.0f;
-  const float max = processed || filtered ? find_lane_max(row, scratch.lane_max) : stats.max;
+  const float max = processed || filtered ? find_maxima(row, scratch) : stats.max;
   if (max == -kInfinity) return -1;
-  if (temperature == 0.0f) return first_index_of(max, row, scratch.lane_max);
+  if (temperature == 0.0f) return find_argmax(row, scratch);
 
   Distribution distribution(kernels, row, max, temperature, scratch);
   if (rows.min_p[r] > 0.0f) distribution.keep_min_p(rows.min_p[r]);
@@ -363,7 +388,7 @@ void Sampler::score(const SamplingRows& rows, int r, int32_t token, const float*
 void Sampler::list_top(int count, const float* logits, const RowStats& stats, Scratch& scratch,
                        int32_t* ids, float* logprobs) const {
   const Logits row{logits, vocab_size_};
-  find_lane_max(row, scratch.lane_max);
+  find_maxima(row, scratch);
   const auto candidates = std::span(scratch.candidate_ids)
                               .first(collect_largest(row, static_cast<size_t>(count), scratch));
   const size_t listed = std::min(candidates.size(), static_cast<size_t>(count));

@@ -43,7 +43,8 @@ class Sampler {
     explicit Scratch(int64_t vocab_size);
 
     std::vector<float> processed;        // [V] logits after mask, bias and penalties
-    std::vector<float> lane_max;         // [chunks, kLanes] maxima of tokens 16 apart
+    std::vector<float> lane_max;         // [chunks, kLanes] of the chunk's tokens 16 apart
+    std::vector<float> chunk_max;        // [chunks]
     std::vector<double> chunk_mass;      // [chunks] probability mass, unnormalised
     std::vector<float> candidates;       // [V] logits that reach a bound, in id order
     std::vector<int32_t> candidate_ids;  // [V] their tokens

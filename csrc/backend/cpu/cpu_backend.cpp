@@ -1,0 +1,448 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "backend/cpu/cpu_features.h"
+#include "core/error.h"
+
+namespace rapshee::cpu {
+namespace {
+
+// Up to so many rows each worker prepares (norm, quantisation) all rows for itself: a few hundred
+// nanoseconds a row, less than a barrier. Beyond, the rows are shared out first.
+constexpr int64_t kPrepareAlone = 8;
+// Tasks per thread of a region: enough for a thread that lost its core to lose little, few enough
+// that each streams a long run of weights.
+constexpr int kTasksPerThread = 8;
+// Query rows of an attention tile: their scores of a split (32 KB) stay in the L1 cache.
+constexpr int kTileRows = 32;
+// Rows that go through gate and up together: their 2 x 32 columns (16 KB) stay in the L1 cache.
+constexpr int64_t kGateRows = 64;
+// Tokens of a task of the row-wise operations.
+constexpr int kRowsPerTask = 16;
+
+const PanelWeight& panels(const Weight& w) { return static_cast<const PanelWeight&>(w); }
+const float* vector_data(const Weight* w) {
+  return w ? static_cast<const VectorWeight*>(w)->data() : nullptr;
+}
+CpuBuffer& cpu(Buffer& b) { return static_cast<CpuBuffer&>(b); }
+const CpuBuffer& cpu(const Buffer& b) { return static_cast<const CpuBuffer&>(b); }
+
+// Part `task` of `n` things cut into `num_tasks` runs.
+std::pair<int64_t, int64_t> run_of(int64_t n, int task, int num_tasks) {
+  return {n * task / num_tasks, n * (task + 1) / num_tasks};
+}
+
+int tasks_for(int64_t n, int threads) {
+  return static_cast<int>(std::min<int64_t>(n, int64_t{threads} * kTasksPerThread));
+}
+
+}  // namespace
+
+ActMemory::ActMemory(int64_t rows, int64_t cols) {
+  const auto n = static_cast<size_t>(rows * round_up(cols, kGroup));
+  f32_ = AlignedBuffer(n * sizeof(float));
+  bf16_ = AlignedBuffer(n * sizeof(uint16_t));
+  q8_ = AlignedBuffer(n);
+  scale_ = AlignedBuffer(n / kGroup * sizeof(float));
+  sum_ = AlignedBuffer(n / kGroup * sizeof(int32_t));
+}
+
+ActRows ActMemory::rows_of(int64_t cols) const {
+  const auto at = [](const AlignedBuffer& b) { return const_cast<std::byte*>(b.data()); };
+  return {.stride = round_up(cols, kGroup),
+          .f32 = reinterpret_cast<float*>(at(f32_)),
+          .bf16 = reinterpret_cast<uint16_t*>(at(bf16_)),
+          .q8 = reinterpret_cast<int8_t*>(at(q8_)),
+          .q8_scale = reinterpret_cast<float*>(at(scale_)),
+          .q8_sum = reinterpret_cast<int32_t*>(at(sum_))};
+}
+
+CpuBackend::CpuBackend(const BackendOptions& options)
+    : options_(options),
+      kernels_(select_kernels()),
+      float_acts_(float_activations()),
+      pool_(ThreadPool::process_pool(options.threads)) {
+  RAPSHEE_CHECK(options.block_size >= kLanes && options.block_size % kLanes == 0,
+                "block_size: got ", options.block_size, ", expected a multiple of ", kLanes,
+                " on cpu");
+}
+
+std::string CpuBackend::description() const {
+  return std::string("cpu (") + kernels_.isa + (float_acts_ ? ", float activations)" : ")");
+}
+
+std::unique_ptr<Weight> CpuBackend::load_matrix(const WeightSource& source) {
+  const auto turn = pool_->lock();
+  return pack_matrix(source, options_.compute, *pool_, options_.threads);
+}
+
+std::unique_ptr<Weight> CpuBackend::load_vector(const WeightSource& source) {
+  return read_vector(source);
+}
+
+std::unique_ptr<Buffer> CpuBackend::allocate(int64_t cols) {
+  return std::make_unique<CpuBuffer>(options_.max_num_tokens, cols);
+}
+
+void CpuBackend::allocate_cache(const ModelConfig& config, DType kv_dtype) {
+  config_ = config;
+  layout_ = {kv_dtype, config.head_dim, options_.block_size};
+  cache_ = AlignedBuffer(kv_block_bytes("cpu", config, kv_dtype, options_.block_size) *
+                         static_cast<size_t>(options_.num_blocks));
+  const int64_t tokens = options_.max_num_tokens;
+  const int64_t widest = std::max(config.hidden_size, config.q_size());
+  const int64_t deepest = std::max(widest, config.intermediate_size);
+  acts_ = ActMemory(std::max<int64_t>(tokens, kMaxHeadRows), widest);
+  hidden_ = ActMemory(tokens, config.intermediate_size);
+  const size_t bytes =
+      std::max({linear_scratch_bytes(deepest) + 2 * kGateRows * kGroup * sizeof(float),
+                linear_scratch_bytes(deepest) + kMaxHeadRows * kVocabChunk * sizeof(float),
+                attention_scratch_bytes(std::max(kTileRows, config.group()), config.head_dim)});
+  for (int w = 0; w < options_.threads; ++w) {
+    worker_acts_.emplace_back(kPrepareAlone, widest);
+    scratch_.emplace_back(bytes);
+    sampler_scratch_.emplace_back(config.vocab_size);
+  }
+  sampler_ = std::make_unique<Sampler>(config.vocab_size, options_.max_num_seqs);
+  logits_ = AlignedBuffer(static_cast<size_t>(kMaxHeadRows * config.vocab_size) * sizeof(float));
+  chunk_stats_.resize(static_cast<size_t>(kMaxHeadRows * ceil_div(config.vocab_size, kVocabChunk)));
+  cos_.resize(config.ropes.size());
+  sin_.resize(config.ropes.size());
+}
+
+template <class F>
+void CpuBackend::parallel(int num_tasks, F&& task) {
+  pool_->run(num_tasks, options_.threads, task);
+}
+
+void CpuBackend::begin_step(const Batch& batch) {
+  turn_ = std::make_unique<ThreadPool::StepGuard>(*pool_);
+  batch_ = batch;
+  std::swap(samples_, previous_samples_);
+  samples_.clear();
+  plan_tiles();
+  rope_tables();
+}
+
+void CpuBackend::end_step() noexcept { turn_.reset(); }
+
+void CpuBackend::plan_tiles() {
+  tiles_.clear();
+  last_of_seq_.assign(static_cast<size_t>(batch_.num_tokens), 0);
+  const int tokens_per_tile = std::max(1, kTileRows / config_.group());
+  for (int s = 0; s < batch_.num_seqs; ++s) {
+    const int end = batch_.query_start_loc[s + 1];
+    for (int t = batch_.query_start_loc[s]; t < end; t += tokens_per_tile) {
+      tiles_.push_back({s, t, std::min(end, t + tokens_per_tile)});
+    }
+    last_of_seq_[static_cast<size_t>(end - 1)] = 1;
+  }
+}
+
+// The angle is computed in single precision, as the reference implementations do: at large
+// positions its rounding shows in the logits.
+void CpuBackend::rope_tables() {
+  for (size_t i = 0; i < config_.ropes.size(); ++i) {
+    const Rope& rope = config_.ropes[i];
+    const size_t half = rope.inv_freq.size();
+    cos_[i].resize(static_cast<size_t>(batch_.num_tokens) * half);
+    sin_[i].resize(cos_[i].size());
+    parallel(static_cast<int>(ceil_div(batch_.num_tokens, kRowsPerTask)), [&](int task, int) {
+      const int end = std::min(batch_.num_tokens, (task + 1) * kRowsPerTask);
+      for (int t = task * kRowsPerTask; t < end; ++t) {
+        for (size_t d = 0; d < half; ++d) {
+          const double angle = static_cast<float>(batch_.positions[t]) * rope.inv_freq[d];
+          const size_t at = static_cast<size_t>(t) * half + d;
+          cos_[i][at] = static_cast<float>(std::cos(angle)) * rope.attention_factor;
+          sin_[i][at] = static_cast<float>(std::sin(angle)) * rope.attention_factor;
+        }
+      }
+    });
+  }
+}
+
+void CpuBackend::embed(const Weight& table, Buffer& x) {
+  parallel(static_cast<int>(ceil_div(batch_.num_tokens, kRowsPerTask)), [&](int task, int) {
+    const int end = std::min(batch_.num_tokens, (task + 1) * kRowsPerTask);
+    for (int t = task * kRowsPerTask; t < end; ++t) {
+      int32_t id = batch_.token_ids[t];
+      if (id < 0) id = previous_samples_[static_cast<size_t>(~id)];
+      // A row that could not be sampled has token -1; its request has failed already.
+      panels(table).copy_row(std::max(id, 0), cpu(x).row(t));
+    }
+  });
+}
+
+uint8_t CpuBackend::form_of(const PanelWeight& weight) const {
+  if (float_acts_ || weight.layout().format == PanelFormat::kF32) return kActF32;
+  return weight.layout().format == PanelFormat::kBF16 ? kActBF16 : kActQ8;
+}
+
+ActRow CpuBackend::prepare(const Input& in, int64_t row, uint8_t forms, const ActRows& out) const {
+  const int64_t from = in.rows.empty() ? row : in.rows[static_cast<size_t>(row)];
+  const ActRow to = out.at(row);
+  kernels_.prepare_row(in.x.row(from), in.x.cols(), vector_data(in.norm), config_.rms_norm_eps,
+                       forms, to);
+  return to;
+}
+
+template <class Body>
+void CpuBackend::with_prepared(const Input& in, uint8_t forms, int num_tasks, Body body) {
+  const int64_t rows =
+      in.rows.empty() ? batch_.num_tokens : static_cast<int64_t>(in.rows.size());
+  if (rows <= kPrepareAlone) {
+    // Each worker touches only its own flag, and more than a cache line apart.
+    struct alignas(64) Flag {
+      bool ready = false;
+    };
+    std::array<Flag, 64> small;
+    std::vector<Flag> large;
+    Flag* ready = small.data();
+    if (options_.threads > static_cast<int>(small.size())) {
+      large.resize(static_cast<size_t>(options_.threads));
+      ready = large.data();
+    }
+    parallel(num_tasks, [&](int task, int worker) {
+      const ActRows x = worker_acts_[static_cast<size_t>(worker)].rows_of(in.x.cols());
+      if (!ready[worker].ready) {
+        for (int64_t r = 0; r < rows; ++r) prepare(in, r, forms, x);
+        ready[worker].ready = true;
+      }
+      body(x, task, worker);
+    });
+    return;
+  }
+  const ActRows x = acts_.rows_of(in.x.cols());
+  parallel(static_cast<int>(ceil_div(rows, kRowsPerTask)), [&](int task, int) {
+    const int64_t end = std::min<int64_t>(rows, (task + 1) * kRowsPerTask);
+    for (int64_t r = task * kRowsPerTask; r < end; ++r) prepare(in, r, forms, x);
+  });
+  parallel(num_tasks, [&](int task, int worker) { body(x, task, worker); });
+}
+
+void CpuBackend::multiply(const ActRows& x, int64_t rows, const Product& product, int64_t panel,
+                          int worker) {
+  const PanelLayout& layout = product.weight.layout();
+  const int64_t column = panel * kLanes;
+  const LinearOut out{
+      .y = product.y + (panel - product.first_panel) * kLanes,
+      .stride = product.stride,
+      .columns = static_cast<int>(std::min<int64_t>(kLanes, layout.rows - column)),
+      .bias = product.bias ? product.bias + column : nullptr,
+      .add = product.add,
+  };
+  kernels_.linear_panel(layout, product.weight.panel(panel), x, rows, float_acts_, scratch(worker),
+                        out);
+}
+
+// Task `task` of the panels of all products, taken as one long row.
+void CpuBackend::multiply_all(const ActRows& x, int64_t rows, std::span<const Product> products,
+                              int task, int num_tasks, int worker) {
+  int64_t total = 0;
+  for (const Product& p : products) total += p.weight.layout().num_panels();
+  auto [begin, end] = run_of(total, task, num_tasks);
+  for (const Product& p : products) {
+    const int64_t n = p.weight.layout().num_panels();
+    for (int64_t panel = std::max<int64_t>(begin, 0); panel < std::min(end, n); ++panel) {
+      multiply(x, rows, p, panel, worker);
+    }
+    begin -= n;
+    end -= n;
+  }
+}
+
+void CpuBackend::linear(const Input& in, std::span<const Product> products) {
+  uint8_t forms = 0;
+  int64_t panels = 0;
+  for (const Product& p : products) {
+    forms |= form_of(p.weight);
+    panels += p.weight.layout().num_panels();
+  }
+  const int num_tasks = tasks_for(panels, options_.threads);
+  with_prepared(in, forms, num_tasks, [&](const ActRows& x, int task, int worker) {
+    multiply_all(x, batch_.num_tokens, products, task, num_tasks, worker);
+  });
+}
+
+CpuBackend::Product CpuBackend::add_to(Buffer& x, const Linear& linear) const {
+  CpuBuffer& y = cpu(x);
+  return {panels(*linear.weight), vector_data(linear.bias), y.row(0), y.cols(), true};
+}
+
+void CpuBackend::norm_qkv(const NormQkvArgs& args) {
+  CpuBuffer& qkv = cpu(args.qkv);
+  const int64_t q = config_.q_size(), kv = config_.kv_size();
+  const auto to = [&](const Linear& linear, int64_t column) {
+    return Product{panels(*linear.weight), vector_data(linear.bias), qkv.row(0) + column,
+                   qkv.cols()};
+  };
+  const std::array products = {to(args.q, 0), to(args.k, q), to(args.v, q + kv)};
+  linear({cpu(args.x), &args.norm}, products);
+}
+
+void CpuBackend::out_proj(const OutProjArgs& args) {
+  const std::array products = {add_to(args.x, args.out)};
+  linear({cpu(args.attention)}, products);
+}
+
+std::byte* CpuBackend::cache(int layer, int64_t block, int kv_head) {
+  const int64_t head = (int64_t{layer} * options_.num_blocks + block) * config_.num_kv_heads + kv_head;
+  return cache_.data() + static_cast<size_t>(head) * layout_.head_bytes();
+}
+
+void CpuBackend::rotate_and_cache(const AttentionArgs& args, int token) {
+  const LayerConfig& layer = config_.layers[static_cast<size_t>(args.layer)];
+  const auto rope = static_cast<size_t>(layer.rope);
+  const int half = static_cast<int>(config_.ropes[rope].inv_freq.size());
+  const float* cos = cos_[rope].data() + static_cast<int64_t>(token) * half;
+  const float* sin = sin_[rope].data() + static_cast<int64_t>(token) * half;
+  float* q = cpu(args.qkv).row(token);
+  float* k = q + config_.q_size();
+  float* v = k + config_.kv_size();
+  const int dim = config_.head_dim;
+  for (int h = 0; h < config_.num_heads; ++h) kernels_.rope(q + h * dim, cos, sin, half);
+  for (int h = 0; h < config_.num_kv_heads; ++h) kernels_.rope(k + h * dim, cos, sin, half);
+  const int64_t slot = batch_.slot_mapping[token];
+  if (slot < 0) return;
+  const auto offset = static_cast<int>(slot % options_.block_size);
+  for (int h = 0; h < config_.num_kv_heads; ++h) {
+    kernels_.cache_write(layout_.dtype, k + h * dim, v + h * dim, dim, offset,
+                         last_of_seq_[static_cast<size_t>(token)],
+                         cache(args.layer, slot / options_.block_size, h));
+  }
+}
+
+void CpuBackend::qk_norm_rope_cache(const AttentionArgs& args) {
+  parallel(static_cast<int>(ceil_div(batch_.num_tokens, kRowsPerTask)), [&](int task, int) {
+    const int end = std::min(batch_.num_tokens, (task + 1) * kRowsPerTask);
+    for (int t = task * kRowsPerTask; t < end; ++t) rotate_and_cache(args, t);
+  });
+}
+
+void CpuBackend::paged_attention(const AttentionArgs& args) {
+  const CpuBuffer& qkv = cpu(args.qkv);
+  CpuBuffer& out = cpu(args.out);
+  const int heads = config_.num_kv_heads;
+  const int num_tasks = static_cast<int>(tiles_.size()) * heads;
+  // The last tiles of a prompt see the most keys: they come first, the short ones fill the end.
+  parallel(num_tasks, [&](int task, int worker) {
+    const int reversed = num_tasks - 1 - task;
+    const Tile& tile = tiles_[static_cast<size_t>(reversed / heads)];
+    const int head = reversed % heads;
+    const int64_t column = int64_t{head} * config_.group() * config_.head_dim;
+    const AttentionTile t{
+        .q = qkv.row(tile.begin) + column,
+        .q_token_stride = qkv.cols(),
+        .out = out.row(tile.begin) + column,
+        .out_token_stride = out.cols(),
+        .positions = batch_.positions + tile.begin,
+        .num_tokens = tile.end - tile.begin,
+        .group = config_.group(),
+        .head_dim = config_.head_dim,
+        .scale = config_.query_scale,
+        .window = config_.layers[static_cast<size_t>(args.layer)].window,
+        .cache = cache(args.layer, 0, head),
+        .block_stride = static_cast<int64_t>(layout_.head_bytes()) * heads,
+        .block_table = batch_.block_tables + int64_t{tile.seq} * batch_.max_blocks,
+        .block_size = options_.block_size,
+    };
+    kernels_.attention(layout_.dtype, t, scratch(worker));
+  });
+}
+
+// Columns [32 group, 32 group + 32) of the gated hidden rows, prepared for the down projection.
+void CpuBackend::gate_up(const ActRows& x, const GatedMlpArgs& args, const ActRows& hidden,
+                         uint8_t forms, int64_t group, int worker) {
+  const size_t unpacked = linear_scratch_bytes(config_.hidden_size);
+  auto* gate = reinterpret_cast<float*>(scratch(worker) + unpacked);
+  float* up = gate + kGateRows * kGroup;
+  const int64_t columns = std::min<int64_t>(kGroup, config_.intermediate_size - group * kGroup);
+  for (int64_t begin = 0; begin < batch_.num_tokens; begin += kGateRows) {
+    const int64_t end = std::min<int64_t>(batch_.num_tokens, begin + kGateRows);
+    const Product to_gate{panels(*args.gate.weight), vector_data(args.gate.bias), gate, kGroup,
+                          false, 2 * group};
+    const Product to_up{panels(*args.up.weight), vector_data(args.up.bias), up, kGroup, false,
+                        2 * group};
+    for (int64_t panel = 2 * group; panel * kLanes < group * kGroup + columns; ++panel) {
+      multiply(x.from(begin), end - begin, to_gate, panel, worker);
+      multiply(x.from(begin), end - begin, to_up, panel, worker);
+    }
+    for (int64_t r = begin; r < end; ++r) {
+      float* row = gate + (r - begin) * kGroup;
+      kernels_.silu_mul(row, up + (r - begin) * kGroup, columns);
+      kernels_.prepare_row(row, columns, nullptr, 0.0f, forms, hidden.at(r, group * kGroup));
+    }
+  }
+}
+
+void CpuBackend::norm_gated_mlp(const GatedMlpArgs& args) {
+  const ActRows hidden = hidden_.rows_of(config_.intermediate_size);
+  const uint8_t in_forms = form_of(panels(*args.gate.weight)) | form_of(panels(*args.up.weight));
+  const uint8_t hidden_forms = form_of(panels(*args.down.weight));
+  const int64_t groups = ceil_div(config_.intermediate_size, kGroup);
+  const int up_tasks = tasks_for(groups, options_.threads);
+  with_prepared({cpu(args.x), &args.norm}, in_forms, up_tasks,
+                [&](const ActRows& x, int task, int worker) {
+                  const auto [begin, end] = run_of(groups, task, up_tasks);
+                  for (int64_t g = begin; g < end; ++g) {
+                    gate_up(x, args, hidden, hidden_forms, g, worker);
+                  }
+                });
+  const std::array products = {add_to(args.x, args.down)};
+  const int down_tasks = tasks_for(products[0].weight.layout().num_panels(), options_.threads);
+  parallel(down_tasks, [&](int task, int worker) {
+    multiply_all(hidden, batch_.num_tokens, products, task, down_tasks, worker);
+  });
+}
+
+void CpuBackend::head(const HeadArgs& args) {
+  head_rows_ = static_cast<int>(args.rows.size());
+  const PanelWeight& weight = panels(args.weight);
+  const int64_t vocab = config_.vocab_size;
+  const int64_t chunks = ceil_div(vocab, kVocabChunk);
+  auto* logits = reinterpret_cast<float*>(logits_.data());
+  const Input in{cpu(args.x), &args.norm, args.rows};
+  with_prepared(in, form_of(weight), static_cast<int>(chunks), [&](const ActRows& x, int chunk,
+                                                                   int worker) {
+    const int64_t first = int64_t{chunk} * kVocabChunk;
+    const int64_t count = std::min<int64_t>(kVocabChunk, vocab - first);
+    auto* part = reinterpret_cast<float*>(scratch(worker) + linear_scratch_bytes(weight.cols()));
+    const Product to_part{weight, nullptr, part, kVocabChunk, false, first / kLanes};
+    for (int64_t panel = first / kLanes; panel * kLanes < first + count; ++panel) {
+      multiply(x, head_rows_, to_part, panel, worker);
+    }
+    for (int r = 0; r < head_rows_; ++r) {
+      const float* row = part + r * kVocabChunk;
+      chunk_stats_[static_cast<size_t>(r * chunks + chunk)] = kernels_.chunk_stats(row, count);
+      if (args.wants_logits[static_cast<size_t>(r)]) {
+        std::copy(row, row + count, logits + r * vocab + first);
+      }
+    }
+  });
+}
+
+void CpuBackend::process_and_sample(const SamplingRows& rows, const SampleResults& results) {
+  RAPSHEE_CHECK(rows.num_rows == head_rows_, "sampling: got ", rows.num_rows,
+                " rows, the head computed ", head_rows_);
+  const int64_t vocab = config_.vocab_size;
+  const auto chunks = static_cast<size_t>(ceil_div(vocab, kVocabChunk));
+  const auto* logits = reinterpret_cast<const float*>(logits_.data());
+  parallel(rows.num_rows, [&](int r, int worker) {
+    const std::span<const ChunkStats> stats(chunk_stats_.data() + static_cast<size_t>(r) * chunks,
+                                            chunks);
+    const float* row = Sampler::needs_logits(rows, r) ? logits + r * vocab : nullptr;
+    sampler_->sample_row(kernels_, rows, r, row, merge_stats(stats),
+                         sampler_scratch_[static_cast<size_t>(worker)], results);
+  });
+  samples_.insert(samples_.end(), results.token_ids, results.token_ids + rows.num_rows);
+}
+
+void CpuBackend::set_state(int slot, std::span<const int32_t> token_ids,
+                           int64_t num_prompt_tokens) {
+  sampler_->set_state(slot, token_ids, num_prompt_tokens);
+}
+
+}  // namespace rapshee::cpu

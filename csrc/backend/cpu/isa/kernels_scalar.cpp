@@ -1,0 +1,33 @@
+// The kernel table of one instruction set: its vectors, then the shared operations.
+#include "backend/cpu/cache_layout.h"
+#include "backend/cpu/isa/simd_scalar.h"
+#include "backend/cpu/kernel_table.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace rapshee::cpu::scalar {
+namespace {
+
+#include "backend/cpu/ops/math.inc"
+
+#include "backend/cpu/ops/norm.inc"
+
+#include "backend/cpu/ops/linear.inc"
+
+#include "backend/cpu/ops/elementwise.inc"
+
+#include "backend/cpu/ops/attention.inc"
+
+#include "backend/cpu/ops/head.inc"
+
+}  // namespace
+
+#include "backend/cpu/ops/table.inc"
+
+}  // namespace rapshee::cpu::scalar
+
+namespace rapshee::cpu {
+const KernelTable& scalar_kernels() { return scalar::kTable; }
+}  // namespace rapshee::cpu

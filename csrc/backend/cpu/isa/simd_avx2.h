@@ -1,0 +1,193 @@
+// 16-lane vectors on AVX2, FMA and F16C: two registers each.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace rapshee::cpu::avx2 {
+
+struct F16 {
+  __m256 lo, hi;
+};
+struct I16 {
+  __m256i lo, hi;
+};
+struct Codes {  // 64 bytes: 16 columns x 4 consecutive k
+  __m256i lo, hi;
+};
+struct Mask {
+  __m256 lo, hi;
+};
+
+inline constexpr const char* kIsaName = "avx2";
+// 2 rows: their integer and float accumulators take 8 of the 16 registers.
+inline constexpr int kRowTile = 2;
+// vpmaddubsw on |code| and the activation with the code's sign needs no offset.
+inline constexpr int kSignedOffset = 0;
+
+inline F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline F16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, F16 x) {
+  _mm256_storeu_ps(p, x.lo);
+  _mm256_storeu_ps(p + 8, x.hi);
+}
+inline F16 add(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline F16 sub(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline F16 mul(F16 a, F16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline F16 div(F16 a, F16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+inline F16 max(F16 a, F16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+inline F16 min(F16 a, F16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+inline F16 abs(F16 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+inline F16 fma(F16 a, F16 b, F16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+inline F16 round(F16 a) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, kNearest), _mm256_round_ps(a.hi, kNearest)};
+}
+inline I16 to_int(F16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+inline F16 from_int(I16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+// a * 2^n for n that keep the exponent in range.
+inline F16 ldexp(F16 a, I16 n) {
+  const auto shift = [](__m256 x, __m256i e) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(e, 23)));
+  };
+  return {shift(a.lo, n.lo), shift(a.hi, n.hi)};
+}
+inline Mask less(F16 a, F16 b) {
+  return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)};
+}
+// Lanes [begin, end) of the vector.
+inline Mask lanes(int begin, int end) {
+  const auto half = [=](__m256i index) {
+    const __m256i from = _mm256_cmpgt_epi32(index, _mm256_set1_epi32(begin - 1));
+    const __m256i upto = _mm256_cmpgt_epi32(_mm256_set1_epi32(end), index);
+    return _mm256_castsi256_ps(_mm256_and_si256(from, upto));
+  };
+  return {half(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+          half(_mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15))};
+}
+inline F16 select(Mask m, F16 yes, F16 no) {
+  return {_mm256_blendv_ps(no.lo, yes.lo, m.lo), _mm256_blendv_ps(no.hi, yes.hi, m.hi)};
+}
+
+inline float reduce_add(F16 x) {
+  alignas(32) float v[8];
+  _mm256_store_ps(v, _mm256_add_ps(x.lo, x.hi));
+  for (int w = 4; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i) v[i] += v[i + w];
+  return v[0];
+}
+inline float reduce_max(F16 x) {
+  alignas(32) float v[8];
+  _mm256_store_ps(v, _mm256_max_ps(x.lo, x.hi));
+  for (int w = 4; w > 0; w /= 2)
+    for (int i = 0; i < w; ++i) v[i] = v[i] > v[i + w] ? v[i] : v[i + w];
+  return v[0];
+}
+inline int reduce_add(I16 x) {
+  alignas(32) int v[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(v), _mm256_add_epi32(x.lo, x.hi));
+  return v[0] + v[1] + v[2] + v[3] + v[4] + v[5] + v[6] + v[7];
+}
+
+inline F16 load_f16(const uint16_t* p) {
+  const auto half = [](const uint16_t* q) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q)));
+  };
+  return {half(p), half(p + 8)};
+}
+inline F16 load_bf16(const uint16_t* p) {
+  const auto half = [](const uint16_t* q) {
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+  };
+  return {half(p), half(p + 8)};
+}
+// Round to nearest even; NaN keeps a quiet payload.
+inline void store_bf16(uint16_t* p, F16 x) {
+  const auto half = [](__m256 f) {
+    const __m256i bits = _mm256_castps_si256(f);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+    const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
+    const __m256 nan = _mm256_cmp_ps(f, f, _CMP_UNORD_Q);
+    return _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(nan));
+  };
+  const __m256i packed = _mm256_packus_epi32(half(x.lo), half(x.hi));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+inline void store_i8(int8_t* p, I16 x) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.lo, x.hi), 0xd8);
+  const __m128i bytes =
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+inline I16 izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline I16 iset1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline I16 iadd(I16 a, I16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+
+inline Codes load_codes(const std::byte* p) {
+  const auto* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline void store_codes(std::byte* p, Codes c) {
+  auto* q = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(q, c.lo);
+  _mm256_storeu_si256(q + 1, c.hi);
+}
+inline Codes low_nibbles(Codes c) {
+  const __m256i low = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(c.lo, low), _mm256_and_si256(c.hi, low)};
+}
+inline Codes high_nibbles(Codes c) {
+  const __m256i low = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(c.lo, 4), low),
+          _mm256_and_si256(_mm256_srli_epi16(c.hi, 4), low)};
+}
+// Signed codes as the operand of dot<true>.
+inline Codes signed_operand(Codes c) { return c; }
+
+// acc[c] += sum over i of w[4 c + i] * x[i]. vpmaddubsw saturates at 16 bits: pairs reach
+// 2 * 15 * 127 with nibbles and 2 * 128 * 127 = 32,512 with signed codes (activations stay within
+// +-127), so neither can.
+template <bool kSigned>
+inline I16 dot(I16 acc, Codes w, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, sizeof four);
+  const __m256i rows = _mm256_set1_epi32(four);
+  const auto half = [&](__m256i a, __m256i codes) {
+    const __m256i pairs =
+        kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(rows, codes))
+                : _mm256_maddubs_epi16(codes, rows);
+    return _mm256_add_epi32(a, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  };
+  return {half(acc.lo, w.lo), half(acc.hi, w.hi)};
+}
+
+// acc[c] += w[2 c] * x[0] + w[2 c + 1] * x[1], all bf16.
+inline F16 dot_bf16(F16 acc, const uint16_t* w, const uint16_t* x) {
+  const __m256 x0 = _mm256_castsi256_ps(_mm256_set1_epi32(int32_t{x[0]} << 16));
+  const __m256 x1 = _mm256_castsi256_ps(_mm256_set1_epi32(int32_t{x[1]} << 16));
+  const auto half = [&](__m256 a, const uint16_t* q) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
+    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    const __m256 odd =
+        _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(int32_t(0xffff0000))));
+    return _mm256_fmadd_ps(odd, x1, _mm256_fmadd_ps(even, x0, a));
+  };
+  return {half(acc.lo, w), half(acc.hi, w + 16)};
+}
+
+}  // namespace rapshee::cpu::avx2

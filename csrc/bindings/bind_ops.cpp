@@ -1,0 +1,227 @@
+// Single operations of the CPU kernels on numpy arrays, for tests and benchmarks.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cpu/cache_layout.h"
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cpu_features.h"
+#include "backend/cpu/cpu_weights.h"
+#include "bindings/array_args.h"
+#include "bindings/bindings.h"
+
+namespace rapshee::bindings {
+namespace {
+
+using cpu::ActRows;
+using cpu::KernelTable;
+using cpu::PanelFormat;
+using FloatArray = py::array_t<float>;
+
+FloatArray zeros(py::ssize_t rows, py::ssize_t cols) {
+  FloatArray out({rows, cols});
+  std::fill_n(out.mutable_data(), out.size(), 0.0f);
+  return out;
+}
+
+// A repacked matrix, to be multiplied many times.
+class PackedMatrix {
+ public:
+  PackedMatrix(const py::object& data, const std::string& dtype, int64_t rows, int64_t cols,
+               const std::string& compute)
+      : compute_(compute == "float32" ? ComputeType::kFloat32
+                                      : compute == "bfloat16" ? ComputeType::kBFloat16
+                                                              : ComputeType::kAuto) {
+    const auto bytes = array_arg<uint8_t>("data", data, 1);
+    RAPSHEE_CHECK(rows >= 1 && cols >= 1, "shape: got [", rows, ", ", cols, "]");
+    const DType type = parse_dtype(dtype);
+    const int64_t row = row_bytes(type, cols);
+    RAPSHEE_CHECK(bytes.size() == rows * row, "data: got ", bytes.size(), " bytes, expected ",
+                  rows * row);
+    const uint8_t* from = bytes.data();
+    const WeightSource source{"matrix", type, rows, cols,
+                              [=](int64_t begin, int64_t end, std::byte* to) {
+                                std::memcpy(to, from + begin * row,
+                                            static_cast<size_t>((end - begin) * row));
+                              }};
+    ThreadPool pool(1);
+    const auto turn = pool.lock();
+    weight_ = cpu::pack_matrix(source, compute_, pool, 1);
+  }
+
+  size_t bytes() const { return weight_->bytes(); }
+
+  FloatArray row(int64_t index) const {
+    RAPSHEE_CHECK(index >= 0 && index < weight_->rows(), "row: got ", index);
+    FloatArray out(weight_->cols());
+    weight_->copy_row(index, out.mutable_data());
+    return out;
+  }
+
+  // x [rows, cols] times the transpose, with `threads` threads.
+  FloatArray multiply(const py::object& x_arg, const std::string& isa, bool float_acts,
+                      int threads) const {
+    const auto x = array_arg<float>("x", x_arg, 2);
+    const cpu::PanelLayout& layout = weight_->layout();
+    RAPSHEE_CHECK(x.shape(1) == layout.cols, "x: got ", x.shape(1), " columns, expected ",
+                  layout.cols);
+    FloatArray y = zeros(x.shape(0), layout.rows);
+    if (x.shape(0) == 0) return y;
+    const KernelTable& kernels = cpu::select_kernels(isa);
+    run(kernels, x.data(), x.shape(0), float_acts, threads, y.mutable_data());
+    return y;
+  }
+
+ private:
+  void run(const KernelTable& kernels, const float* x, int64_t rows, bool float_acts, int threads,
+           float* y) const {
+    const cpu::PanelLayout& layout = weight_->layout();
+    const py::gil_scoped_release unlocked;
+    const auto pool = ThreadPool::process_pool(threads);
+    const auto turn = pool->lock();
+    const cpu::ActMemory memory(rows, layout.cols);
+    const ActRows acts = memory.rows_of(layout.cols);
+    const uint8_t forms = cpu::kActF32 | cpu::kActBF16 | cpu::kActQ8;
+    for (int64_t r = 0; r < rows; ++r) {
+      kernels.prepare_row(x + r * layout.cols, layout.cols, nullptr, 0.0f, forms, acts.at(r));
+    }
+    std::vector<AlignedBuffer> scratch;
+    for (int w = 0; w < threads; ++w) {
+      scratch.emplace_back(cpu::linear_scratch_bytes(layout.cols));
+    }
+    pool->run(static_cast<int>(layout.num_panels()), threads, [&](int panel, int worker) {
+      const int64_t column = int64_t{panel} * cpu::kLanes;
+      const cpu::LinearOut out{
+          .y = y + column,
+          .stride = layout.rows,
+          .columns = static_cast<int>(std::min<int64_t>(cpu::kLanes, layout.rows - column))};
+      kernels.linear_panel(layout, weight_->panel(panel), acts, rows, float_acts,
+                           scratch[static_cast<size_t>(worker)].data(), out);
+    });
+  }
+
+  ComputeType compute_;
+  std::unique_ptr<cpu::PanelWeight> weight_;
+};
+
+FloatArray rms_norm(const py::object& x_arg, const py::object& weight_arg, float eps,
+                    const std::string& isa) {
+  const auto x = array_arg<float>("x", x_arg, 2);
+  const auto weight = array_arg<float>("weight", weight_arg, 1);
+  const int64_t n = x.shape(1);
+  RAPSHEE_CHECK(weight.size() == n && n >= 1, "weight: got ", weight.size(), ", expected ", n);
+  FloatArray y({x.shape(0), x.shape(1)});
+  const cpu::ActMemory memory(1, n);
+  const ActRows row = memory.rows_of(n);
+  for (int64_t r = 0; r < x.shape(0); ++r) {
+    cpu::select_kernels(isa).prepare_row(x.data() + r * n, n, weight.data(), eps, cpu::kActF32,
+                                         row.at(0));
+    std::copy(row.f32, row.f32 + n, y.mutable_data() + r * n);
+  }
+  return y;
+}
+
+FloatArray silu_mul(const py::object& gate_arg, const py::object& up_arg, const std::string& isa) {
+  const auto gate = array_arg<float>("gate", gate_arg, 1);
+  const auto up = array_arg<float>("up", up_arg, 1);
+  RAPSHEE_CHECK(gate.size() == up.size(), "up: got ", up.size(), ", expected ", gate.size());
+  FloatArray out(gate.size());
+  std::copy(gate.data(), gate.data() + gate.size(), out.mutable_data());
+  cpu::select_kernels(isa).silu_mul(out.mutable_data(), up.data(), up.size());
+  return out;
+}
+
+// heads [n, head_dim] rotated by cos and sin [half].
+FloatArray rope(const py::object& heads_arg, const py::object& cos_arg, const py::object& sin_arg,
+                const std::string& isa) {
+  const auto heads = array_arg<float>("heads", heads_arg, 2);
+  const auto cos = array_arg<float>("cos", cos_arg, 1), sin = array_arg<float>("sin", sin_arg, 1);
+  RAPSHEE_CHECK(cos.size() == sin.size() && 2 * cos.size() <= heads.shape(1), "cos: got ",
+                cos.size(), " angles for heads of ", heads.shape(1));
+  FloatArray out({heads.shape(0), heads.shape(1)});
+  std::copy(heads.data(), heads.data() + heads.size(), out.mutable_data());
+  for (py::ssize_t h = 0; h < heads.shape(0); ++h) {
+    cpu::select_kernels(isa).rope(out.mutable_data() + h * heads.shape(1), cos.data(), sin.data(),
+                                  static_cast<int>(cos.size()));
+  }
+  return out;
+}
+
+// Attention of one KV head: q [T, group, d] at positions [T], over k and v [L, d], which are first
+// written to a paged cache in the order of block_table.
+FloatArray paged_attention(const py::object& q_arg, const py::object& k_arg, const py::object& v_arg,
+                           const py::object& positions_arg, const py::object& table_arg,
+                           int block_size, const std::string& dtype, float scale, int window,
+                           const std::string& isa) {
+  const auto q = array_arg<float>("q", q_arg, 3);
+  const auto k = array_arg<float>("k", k_arg, 2), v = array_arg<float>("v", v_arg, 2);
+  const auto positions = array_arg<int32_t>("positions", positions_arg, 1);
+  const auto table = array_arg<int32_t>("block_table", table_arg, 1);
+  const int64_t length = k.shape(0), blocks = table.size();
+  const auto dim = static_cast<int>(q.shape(2));
+  RAPSHEE_CHECK(k.shape(1) == dim && v.shape(0) == length && v.shape(1) == dim && dim % 2 == 0,
+                "k, v: expected [L, ", dim, "], an even head size");
+  RAPSHEE_CHECK(positions.size() == q.shape(0), "positions: got ", positions.size());
+  RAPSHEE_CHECK(block_size >= 16 && block_size % 16 == 0 && blocks * block_size >= length,
+                "block_table: ", blocks, " blocks of ", block_size, " for ", length, " keys");
+  for (int32_t p : span_of(positions)) RAPSHEE_CHECK(p >= 0 && p < length, "positions: got ", p);
+  for (int32_t b : span_of(table)) RAPSHEE_CHECK(b >= 0 && b < blocks, "block_table: got ", b);
+  const DType type = parse_dtype(dtype);
+  RAPSHEE_CHECK(type == DType::kF32 || type == DType::kBF16, "dtype: got ", dtype);
+  const KernelTable& kernels = cpu::select_kernels(isa);
+  const cpu::CacheLayout layout{type, dim, block_size};
+  AlignedBuffer cache(layout.head_bytes() * static_cast<size_t>(blocks));
+  // What an earlier owner left behind: not a number wherever the cache lets it be.
+  std::fill_n(cache.data(), cache.size(), std::byte{0xff});
+  for (int64_t i = 0; i < length; ++i) {
+    const int64_t block = table.data()[i / block_size];
+    kernels.cache_write(type, k.data() + i * dim, v.data() + i * dim, dim,
+                        static_cast<int>(i % block_size), i + 1 == length,
+                        cache.data() + static_cast<size_t>(block) * layout.head_bytes());
+  }
+  const auto group = static_cast<int>(q.shape(1)), tokens = static_cast<int>(q.shape(0));
+  FloatArray out({q.shape(0), q.shape(1), q.shape(2)});
+  AlignedBuffer scratch(cpu::attention_scratch_bytes(tokens * group, dim));
+  const cpu::AttentionTile tile{.q = q.data(),
+                                .q_token_stride = int64_t{group} * dim,
+                                .out = out.mutable_data(),
+                                .out_token_stride = int64_t{group} * dim,
+                                .positions = positions.data(),
+                                .num_tokens = tokens,
+                                .group = group,
+                                .head_dim = dim,
+                                .scale = scale,
+                                .window = window,
+                                .cache = cache.data(),
+                                .block_stride = static_cast<int64_t>(layout.head_bytes()),
+                                .block_table = table.data(),
+                                .block_size = block_size};
+  const py::gil_scoped_release unlocked;
+  kernels.attention(type, tile, scratch.data());
+  return out;
+}
+
+}  // namespace
+
+void register_ops(py::module_& m) {
+  using py::arg;
+  py::class_<PackedMatrix>(m, "PackedMatrix")
+      .def(py::init<const py::object&, const std::string&, int64_t, int64_t, const std::string&>(),
+           arg("data"), arg("dtype"), arg("rows"), arg("cols"), py::kw_only(),
+           arg("compute") = "auto")
+      .def_property_readonly("nbytes", &PackedMatrix::bytes)
+      .def("row", &PackedMatrix::row, arg("index"))
+      .def("multiply", &PackedMatrix::multiply, arg("x"), py::kw_only(), arg("isa") = "",
+           arg("float_acts") = false, arg("threads") = 1);
+  m.def("op_rms_norm", &rms_norm, arg("x"), arg("weight"), arg("eps"), py::kw_only(),
+        arg("isa") = "");
+  m.def("op_silu_mul", &silu_mul, arg("gate"), arg("up"), py::kw_only(), arg("isa") = "");
+  m.def("op_rope", &rope, arg("heads"), arg("cos"), arg("sin"), py::kw_only(), arg("isa") = "");
+  m.def("op_paged_attention", &paged_attention, arg("q"), arg("k"), arg("v"), arg("positions"),
+        arg("block_table"), py::kw_only(), arg("block_size") = 16, arg("dtype") = "f32",
+        arg("scale"), arg("window") = 0, arg("isa") = "");
+}
+
+}  // namespace rapshee::bindings

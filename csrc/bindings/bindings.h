@@ -1,0 +1,18 @@
+// The parts of the extension; module.cpp is the table of contents.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace rapshee::bindings {
+
+void register_errors(pybind11::module_& m);
+void register_model(pybind11::module_& m);
+void register_runner(pybind11::module_& m);
+void register_devices(pybind11::module_& m);
+void register_ops(pybind11::module_& m);
+
+}  // namespace rapshee::bindings
+
+namespace rapshee {
+void register_sampling_ops(pybind11::module_& m);
+}

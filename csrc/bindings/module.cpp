@@ -1,0 +1,13 @@
+// Table of contents of rapshee_engine._core.
+#include "bindings/bindings.h"
+
+PYBIND11_MODULE(_core, m) {
+  using namespace rapshee::bindings;
+  m.attr("__version__") = RAPSHEE_VERSION;
+  register_errors(m);
+  register_devices(m);
+  register_model(m);
+  register_runner(m);
+  register_ops(m);
+  rapshee::register_sampling_ops(m);
+}

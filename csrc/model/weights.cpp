@@ -1,0 +1,224 @@
+#include "model/weights.h"
+
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <set>
+
+#include "core/error.h"
+#include "core/file_reader.h"
+#include "core/hash.h"
+
+namespace rapshee {
+namespace {
+
+std::span<const std::byte> bytes_of(const std::string& s) {
+  return std::as_bytes(std::span(s.data(), s.size()));
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (int64_t n : shape) text += (text.empty() ? "" : ", ") + std::to_string(n);
+  return "[" + text + "]";
+}
+
+// Uniform in [-1, 1), from the counter alone: the finaliser of SplitMix64 (Steele et al., 2014).
+float counter_uniform(uint64_t key, uint64_t counter) {
+  uint64_t z = key + counter * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  z ^= z >> 31;
+  return static_cast<float>(z >> 40) * 0x1p-23f - 1.0f;
+}
+
+// Reads the tensors of a checkpoint one by one, counting and hashing what it reads.
+class Loader {
+ public:
+  Loader(const ModelConfig& config, const std::vector<TensorEntry>& entries, Backend& backend,
+         const Progress& progress)
+      : config_(config), backend_(backend), progress_(progress) {
+    for (const TensorEntry& entry : entries) {
+      if (!entries_.emplace(entry.name, &entry).second) {
+        throw WeightError("named twice", entry.name, entry.file);
+      }
+      total_ += static_cast<uint64_t>(entry.nbytes);
+    }
+  }
+
+  ModelWeights load() {
+    ModelWeights w;
+    const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
+    w.embed = matrix("embed.weight", config_.vocab_size, hidden);
+    for (int i = 0; i < config_.num_layers(); ++i) {
+      const std::string at = "layers." + std::to_string(i) + ".";
+      LayerWeights& layer = w.layers.emplace_back();
+      layer.attn_norm = vector(at + "attn_norm.weight", hidden);
+      layer.q = linear(at + "q", config_.q_size(), hidden, config_.qkv_bias, config_.interleaved_qk);
+      layer.k = linear(at + "k", config_.kv_size(), hidden, config_.qkv_bias, config_.interleaved_qk);
+      layer.v = linear(at + "v", config_.kv_size(), hidden, config_.qkv_bias);
+      layer.out = linear(at + "o", hidden, config_.q_size(), config_.out_bias);
+      layer.mlp_norm = vector(at + "mlp_norm.weight", hidden);
+      layer.gate = linear(at + "gate", inner, hidden, config_.mlp_bias);
+      layer.up = linear(at + "up", inner, hidden, config_.mlp_bias);
+      layer.down = linear(at + "down", hidden, inner, config_.mlp_bias);
+    }
+    w.final_norm = vector("final_norm.weight", hidden);
+    if (!config_.tie_embeddings) w.untied_head = matrix("head.weight", config_.vocab_size, hidden);
+    if (!entries_.empty()) {
+      const TensorEntry& extra = *entries_.begin()->second;
+      throw WeightError("the model has no such tensor", extra.name, extra.file);
+    }
+    w.checksum = checksum_;
+    w.bytes = bytes_;
+    w.all_f32 = all_f32_;
+    return w;
+  }
+
+ private:
+  LinearWeight linear(const std::string& name, int64_t rows, int64_t cols, bool bias,
+                      bool interleaved = false) {
+    LinearWeight out;
+    out.weight = matrix(name + ".weight", rows, cols, interleaved);
+    if (bias) out.bias = vector(name + ".bias", rows, interleaved);
+    return out;
+  }
+
+  std::unique_ptr<Weight> matrix(const std::string& name, int64_t rows, int64_t cols,
+                                 bool interleaved = false) {
+    const TensorEntry entry = take(name, {rows, cols});
+    all_f32_ = all_f32_ && entry.dtype == DType::kF32;
+    return finish(entry, backend_.load_matrix(source(entry, rows, cols, interleaved)));
+  }
+
+  std::unique_ptr<Weight> vector(const std::string& name, int64_t n, bool interleaved = false) {
+    const TensorEntry entry = take(name, {n});
+    // A permuted bias is read element by element, as rows of one.
+    WeightSource from = source(entry, interleaved ? n : 1, interleaved ? 1 : n, interleaved);
+    if (interleaved) {
+      from.read_rows = [rows = from.read_rows, n](int64_t, int64_t, std::byte* dst) {
+        rows(0, n, dst);
+      };
+      from.rows = 1;
+      from.cols = n;
+    }
+    return finish(entry, backend_.load_vector(from));
+  }
+
+  TensorEntry take(const std::string& name, const std::vector<int64_t>& shape) {
+    const auto it = entries_.find(name);
+    if (it == entries_.end()) throw WeightError("missing", name);
+    const TensorEntry entry = *it->second;
+    entries_.erase(it);
+    const auto fail = [&](const std::string& why) { throw WeightError(why, name, entry.file); };
+    if (entry.shape != shape) {
+      fail("shape is " + shape_text(entry.shape) + ", expected " + shape_text(shape));
+    }
+    const int64_t cols = shape.back(), rows = shape.size() == 2 ? shape[0] : 1;
+    if (cols % block_elements(entry.dtype) != 0) {
+      fail("rows of " + std::to_string(cols) + " elements are no whole " +
+           std::string(dtype_name(entry.dtype)) + " blocks");
+    }
+    const int64_t expected = rows * row_bytes(entry.dtype, cols);
+    if (entry.nbytes != expected || entry.offset < 0) {
+      fail("takes " + std::to_string(entry.nbytes) + " bytes at " + std::to_string(entry.offset) +
+           ", expected " + std::to_string(expected) + " bytes");
+    }
+    return entry;
+  }
+
+  WeightSource source(const TensorEntry& entry, int64_t rows, int64_t cols, bool interleaved) {
+    const auto read = entry.file.empty() ? random_rows(entry, cols) : file_rows(entry, cols);
+    const int64_t size = row_bytes(entry.dtype, cols);
+    const uint64_t key = xxh64(bytes_of(entry.name), static_cast<uint64_t>(entry.dtype));
+    const int64_t dim = config_.head_dim;
+    const auto read_rows = [=, this](int64_t begin, int64_t end, std::byte* dst) {
+      if (!interleaved) {
+        read(begin, end, dst);
+      } else {
+        // Row i of a head's first half is stored as 2 i, row i of its second half as 2 i + 1.
+        for (int64_t r = begin; r < end; ++r, dst += size) {
+          const int64_t i = r % dim;
+          const int64_t stored = i < dim / 2 ? 2 * i : 2 * (i - dim / 2) + 1;
+          read(r - i + stored, r - i + stored + 1, dst);
+        }
+        dst -= (end - begin) * size;
+      }
+      // A sum over rows: the same however the rows are shared out between threads.
+      uint64_t sum = 0;
+      for (int64_t r = begin; r < end; ++r) {
+        const std::byte* row = dst + (r - begin) * size;
+        sum += xxh64({row, static_cast<size_t>(size)}, key + static_cast<uint64_t>(r));
+      }
+      checksum_ += sum;
+    };
+    return {entry.name, entry.dtype, rows, cols, read_rows};
+  }
+
+  using ReadRows = std::function<void(int64_t, int64_t, std::byte*)>;
+
+  ReadRows file_rows(const TensorEntry& entry, int64_t cols) {
+    const auto found = files_.find(entry.file);
+    const FileReader& file =
+        found != files_.end() ? found->second
+                              : files_.emplace(entry.file, FileReader(entry.file)).first->second;
+    const int64_t size = row_bytes(entry.dtype, cols);
+    return [&file, offset = entry.offset, size, name = entry.name](int64_t begin, int64_t end,
+                                                                   std::byte* dst) {
+      try {
+        file.read(offset + begin * size, {dst, static_cast<size_t>((end - begin) * size)});
+      } catch (const WeightError& e) {
+        throw WeightError(e.reason(), name, e.file());
+      }
+    };
+  }
+
+  // Norms are 1; matrices uniform with the variance 1 / cols, so that activations keep their size.
+  ReadRows random_rows(const TensorEntry& entry, int64_t cols) {
+    if (is_quantized(entry.dtype)) {
+      throw WeightError("random weights come as f32, f16 or bf16, not " +
+                            std::string(dtype_name(entry.dtype)),
+                        entry.name);
+    }
+    const bool norm = entry.name.find("norm.") != std::string::npos;
+    const float scale = norm ? 0.0f : std::sqrt(3.0f / static_cast<float>(cols));
+    const uint64_t key = xxh64(bytes_of(entry.name));
+    return [=, dtype = entry.dtype](int64_t begin, int64_t end, std::byte* dst) {
+      for (int64_t i = begin * cols; i < end * cols; ++i) {
+        const float x =
+            norm ? 1.0f : scale * counter_uniform(key, static_cast<uint64_t>(i));
+        const uint16_t half = dtype == DType::kBF16 ? f32_to_bf16(x) : f32_to_f16(x);
+        const size_t size = dtype == DType::kF32 ? sizeof x : sizeof half;
+        std::memcpy(dst, dtype == DType::kF32 ? static_cast<const void*>(&x) : &half, size);
+        dst += size;
+      }
+    };
+  }
+
+  std::unique_ptr<Weight> finish(const TensorEntry& entry, std::unique_ptr<Weight> weight) {
+    bytes_ += weight->bytes();
+    done_ += static_cast<uint64_t>(entry.nbytes);
+    if (progress_) progress_(done_, total_);
+    return weight;
+  }
+
+  const ModelConfig& config_;
+  Backend& backend_;
+  const Progress& progress_;
+  std::map<std::string, const TensorEntry*> entries_;  // not yet taken
+  std::map<std::string, FileReader> files_;
+  uint64_t done_ = 0, total_ = 0;  // bytes
+  size_t bytes_ = 0;
+  bool all_f32_ = true;
+  std::atomic<uint64_t> checksum_{0};
+};
+
+}  // namespace
+
+ModelWeights load_weights(const ModelConfig& config, const std::vector<TensorEntry>& entries,
+                          Backend& backend, const Progress& progress) {
+  return Loader(config, entries, backend, progress).load();
+}
+
+}  // namespace rapshee
