@@ -10,7 +10,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from rapshee_engine.errors import InvalidRequestError
+from rapshee_engine.errors import EngineClosedError, InvalidRequestError
 
 __all__ = ["ApiError", "error_json", "error_response", "to_api_error"]
 
@@ -47,13 +47,13 @@ class ApiError(Exception):
         return cls(400, message, param=param, code=code)
 
     @classmethod
-    def overloaded(cls, message: str, *, retry_after_s: int) -> ApiError:
+    def try_later(cls, message: str, *, code: str, retry_after_s: int = 1) -> ApiError:
         """A 503 that says when to come back."""
         return cls(
             503,
             message,
             type=SERVER_ERROR,
-            code="server_overloaded",
+            code=code,
             headers={
                 "retry-after": f"{retry_after_s}",
                 "retry-after-ms": f"{retry_after_s * 1000}",
@@ -67,6 +67,8 @@ def to_api_error(error: Exception, scope: Mapping[str, Any]) -> ApiError:
         return error
     if isinstance(error, InvalidRequestError):
         return ApiError.invalid(str(error), error.param, error.code)
+    if isinstance(error, EngineClosedError):
+        return ApiError.try_later("The server is shutting down.", code="server_shutting_down")
     if isinstance(error, HTTPException):
         return _routing_error(error, scope)
     logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)

@@ -68,6 +68,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._parsed_head_bytes = 0
+        if self._deadline is None:
+            # It began in the same piece in which the request before it ended.
+            self._set_deadline(self._settings.header_timeout_s)
 
     def on_url(self, url: bytes) -> None:
         self._count_head(len(url))

@@ -56,8 +56,8 @@ class EngineSlot:
         """
         # An idle engine takes any request, so that none is refused for ever.
         if self._pending and self._pending + completions > self._max_pending:
-            raise ApiError.overloaded(
-                "The server is overloaded; try again shortly.", retry_after_s=1
+            raise ApiError.try_later(
+                "The server is overloaded; try again shortly.", code="server_overloaded"
             )
         self._pending += completions
         try:

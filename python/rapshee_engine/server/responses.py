@@ -87,8 +87,8 @@ class ChunkWriter:
         delta = {"role": "assistant", "content": ""}
         return [self._chunk(index, delta) for index in range(len(self._num_tokens))]
 
-    def deltas(self, output: RequestOutput) -> list[bytes]:
-        """Chunks of what is new, in one list, so that they go out in one write."""
+    def continuation(self, output: RequestOutput) -> list[bytes]:
+        """Chunks of what is new; after the last output the end of the stream."""
         events = []
         for completion in output.outputs:
             self._num_tokens[completion.index] = completion.num_tokens
@@ -100,9 +100,9 @@ class ChunkWriter:
             reason = _finish_reason(completion)
             if reason is not None:
                 events.append(self._chunk(completion.index, {}, finish_reason=reason))
-        return events
+        return events + self._end(output) if output.finished else events
 
-    def end(self, output: RequestOutput) -> list[bytes]:
+    def _end(self, output: RequestOutput) -> list[bytes]:
         """The usage chunk where it was asked for, and the end mark."""
         if not self._include_usage:
             return [DONE]

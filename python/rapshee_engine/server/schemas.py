@@ -214,6 +214,10 @@ def _unknown_fields(body: bytes) -> Iterator[str]:
     for message in messages:
         for name in message.keys() - Message.__struct_fields__:
             yield f"messages.{name}"
+    if "stream_options" in fields:
+        options = msgspec.json.decode(fields["stream_options"], type=dict[str, msgspec.Raw] | None)
+        for name in (options or {}).keys() - StreamOptions.__struct_fields__:
+            yield f"stream_options.{name}"
 
 
 def _field_error(reason: str) -> ApiError:

@@ -29,7 +29,7 @@ def event(data: bytes) -> bytes:
 class EventStream(Response):
     """Sends events as they come; a client that leaves closes their generator.
 
-    Each item of ``events`` is one or more whole events, sent in one write.
+    Each item of ``events`` is a batch of whole events, sent in one write; it may be empty.
     """
 
     media_type = "text/event-stream"
@@ -52,6 +52,7 @@ class EventStream(Response):
                 }
             )
             async for batch in events:
-                body = b"".join(batch)
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                if batch:
+                    body = b"".join(batch)
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -54,7 +54,7 @@ class ChatEndpoints:
             return Response(chat_completion(header, output), media_type="application/json")
         # The first output is awaited before the status goes out, so that a request that the
         # engine refuses gets its proper status.
-        first = await until_disconnect(request.receive, _first(outputs))
+        first = await until_disconnect(request.receive, anext(outputs))
         writer = ChunkWriter(header, n=chat.num_completions, include_usage=chat.include_usage)
         return EventStream(_events(request, writer, first, outputs))
 
@@ -71,19 +71,17 @@ async def _outputs(
             {"prompt_token_ids": prompt}, chat.sampling_params(), request_id=request_id
         )
         async with aclosing(stream):
+            finished = False
             async for output in stream:
+                finished = output.finished
                 yield output
-
-
-async def _first(outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput:
-    async for output in outputs:
-        return output
-    raise StepError("the engine ended a request without output")
+    if not finished:
+        raise StepError("the engine ended a request early")
 
 
 async def _last(outputs: AsyncGenerator[RequestOutput, None]) -> RequestOutput:
     async with aclosing(outputs):
-        last = await _first(outputs)
+        last = await anext(outputs)
         async for output in outputs:
             last = output
         return last
@@ -98,13 +96,9 @@ async def _events(
     """Batches of events; an error becomes the last one."""
     async with aclosing(outputs):
         try:
-            output = first
-            batch = writer.start() + writer.deltas(first)
+            yield writer.start() + writer.continuation(first)
             async for output in outputs:
-                if batch:
-                    yield batch
-                batch = writer.deltas(output)
-            yield batch + writer.end(output)
+                yield writer.continuation(output)
         except Exception as error:
             yield [event(error_json(to_api_error(error, request.scope)))]
 
