@@ -104,8 +104,8 @@ size_t collect_largest(const Logits& logits, size_t k, Sampler::Scratch& scratch
       k <= scratch.chunk_max.size() ? scratch.chunk_max : scratch.lane_max;
   float bound = kKeepAll;
   if (k <= maxima.size()) {
-    bound = std::max(
-        bound, radix_threshold(maxima, static_cast<double>(k), unit_mass, scratch.histogram));
+    bound = std::max(bound,
+                     radix_threshold(maxima, static_cast<double>(k), unit_mass, scratch.histogram));
   }
   return collect_candidates(logits, bound, scratch);
 }
