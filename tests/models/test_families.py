@@ -1,0 +1,367 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rapshee_engine.errors import UnsupportedModelError, WeightFileError
+from rapshee_engine.models.config import LayerConfig, ModelConfig
+from rapshee_engine.models.families import config_from_gguf, config_from_hf
+from reference.golden import TinyLlamaCase, tiny_llama_cases
+from reference.tiny_llama import make_config
+
+
+def from_hf(**changes: Any) -> ModelConfig:
+    return config_from_hf(make_config(**changes), "config.json")
+
+
+def without(key: str, **changes: Any) -> ModelConfig:
+    config = make_config(**changes)
+    del config[key]
+    return config_from_hf(config, "config.json")
+
+
+SHAPES = {"token_embd.weight": (160, 64)}
+
+
+def gguf_metadata(**changes: Any) -> dict[str, Any]:
+    """``llama.*`` keys with dots written as two underscores."""
+    metadata = {
+        "general.architecture": "llama",
+        "general.name": "anything",
+        "llama.block_count": 2,
+        "llama.context_length": 256,
+        "llama.embedding_length": 64,
+        "llama.feed_forward_length": 96,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    metadata.update({f"llama.{key.replace('__', '.')}": v for key, v in changes.items()})
+    return {key: value for key, value in metadata.items() if value is not None}
+
+
+def from_gguf(
+    metadata: Mapping[str, Any] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    rope_freqs: list[float] | None = None,
+    **changes: Any,
+) -> ModelConfig:
+    return config_from_gguf(
+        metadata or gguf_metadata(**changes),
+        tensor_shapes=shapes or SHAPES,
+        rope_freqs=rope_freqs,
+        source="model.gguf",
+    )
+
+
+def test_hf_llama() -> None:
+    config = from_hf()
+    assert config.architecture == "llama"
+    assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (160, 64, 96)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (4, 2, 16)
+    assert (config.max_position, config.rms_norm_eps) == (256, 1e-5)
+    assert config.query_scale == 0.25
+    assert config.activation == "silu"
+    assert config.tie_embeddings
+    assert not (config.qkv_bias or config.out_bias or config.mlp_bias or config.interleaved_qk)
+    assert config.layers == (LayerConfig(rope=0, window=0),) * 2
+    assert len(config.ropes) == 1
+    assert config.ropes[0].attention_factor == 1.0
+
+
+@pytest.mark.parametrize("case", tiny_llama_cases(), ids=lambda case: case.name)
+def test_hf_frequencies_are_those_of_transformers(case: TinyLlamaCase) -> None:
+    (rope,) = config_from_hf(case.config, "config.json").ropes
+    # At most two units in the last place: libraries round float32 powers differently.
+    np.testing.assert_allclose(np.float32(rope.inv_freq), case.inv_freq, rtol=2.4e-7)
+
+
+def test_hf_defaults_are_those_of_transformers() -> None:
+    assert without("num_key_value_heads").num_kv_heads == 4
+    assert without("rms_norm_eps").rms_norm_eps == 1e-6
+    assert without("tie_word_embeddings").tie_embeddings is False
+    assert without("max_position_embeddings").max_position == 2048
+    assert without("rope_theta").ropes == from_hf(rope_theta=10_000.0).ropes
+    assert without("hidden_act").activation == "silu"
+    mistral = without("num_key_value_heads", model_type="mistral", num_attention_heads=8)
+    assert mistral.num_kv_heads == 8
+    assert mistral.layers[0].window == 4096
+
+
+def test_hf_head_dim() -> None:
+    assert from_hf(head_dim=32).head_dim == 32
+    assert from_hf(head_dim=None).head_dim == 16
+    assert from_hf(head_dim=32).query_scale == 32**-0.5
+
+
+def test_hf_biases() -> None:
+    config = from_hf(attention_bias=True)
+    assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (True, True, False)
+    config = from_hf(mlp_bias=True)
+    assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (False, False, True)
+
+
+def test_hf_window() -> None:
+    assert from_hf(model_type="mistral", sliding_window=7).layers[1].window == 7
+    assert from_hf(model_type="mistral", sliding_window=None).layers[1].window == 0
+    assert from_hf(sliding_window=None).layers[1].window == 0
+
+
+@pytest.mark.parametrize("spelling", ["type", "rope_type"])
+def test_hf_rope_spellings_agree(spelling: str) -> None:
+    scaling = {spelling: "linear", "factor": 2.0}
+    old = from_hf(rope_theta=5000.0, rope_scaling=scaling)
+    new = without("rope_theta", rope_parameters={"rope_theta": 5000.0, **scaling})
+    assert old == new
+    assert old.ropes[0].inv_freq[0] == 0.5
+
+
+def test_hf_both_rope_types_may_be_given_if_equal() -> None:
+    scaling = {"type": "linear", "rope_type": "linear", "factor": 2.0}
+    assert from_hf(rope_scaling=scaling) == from_hf(rope_scaling={"type": "linear", "factor": 2})
+    with pytest.raises(UnsupportedModelError, match="rope_scaling.rope_type = 'llama3'"):
+        from_hf(rope_scaling={**scaling, "rope_type": "llama3"})
+
+
+def test_hf_harmless_keys_are_accepted() -> None:
+    plain = from_hf()
+    assert plain == from_hf(
+        _name_or_path="x",
+        architectures=["LlamaForCausalLM"],
+        attention_dropout=0.1,
+        dtype="bfloat16",
+        initializer_range=0.02,
+        is_llama_config=True,
+        pad_token_id=0,
+        partial_rotary_factor=1,
+        pretraining_tp=1,
+        rope_interleaved=False,
+        rope_scaling=None,
+        transformers_version="5.0.0",
+        use_cache=True,
+        unknown_but_null=None,
+    )
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "gpt_neox"}, "model_type = 'gpt_neox' is not supported; supported: llama"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"pretraining_tp": 2}, "pretraining_tp = 2"),
+        ({"rope_interleaved": True}, "rope_interleaved = True"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ({"sliding_window": 16}, "sliding_window = 16"),
+        ({"logits_scaling": 8.0}, "logits_scaling = 8.0 is not known"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"model_type": "mistral", "attention_bias": True}, "attention_bias = True"),
+        ({"model_type": "mistral", "mlp_bias": True}, "mlp_bias = True"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.type = 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type = 'yarn'"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "rope_scaling.factor"),
+        ({"rope_scaling": {**LLAMA3, "attention_factor": 2.0}}, "attention_factor"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
+        ({"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters.rope_theta = 5.0"),
+        ({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": LLAMA3}, "rope_scaling"),
+    ],
+)
+def test_hf_refuses_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=named) as caught:
+        from_hf(**changes)
+    assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"],
+)
+def test_hf_sizes_are_required_and_checked(key: str) -> None:
+    with pytest.raises(WeightFileError, match=f"config.json: {key} is missing"):
+        without(key)
+    for value in (0, -1, 2.0, "2", True, 1 << 40, [2]):
+        with pytest.raises(WeightFileError, match=f"{key} must be an integer from 1 to"):
+            from_hf(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_key_value_heads": 3}, "4 heads cannot share 3 key-value heads"),
+        ({"num_key_value_heads": 8}, "4 heads cannot share 8 key-value heads"),
+        ({"hidden_size": 66}, "width of 66 cannot be split into 4 heads"),
+        ({"hidden_size": 60}, "must be even and at most 4096 wide, got 15"),
+        ({"head_dim": 15}, "must be even and at most 4096 wide, got 15"),
+        ({"head_dim": 0}, "head_dim must be an integer"),
+        ({"hidden_size": 1 << 16}, "must be even and at most 4096 wide, got 16384"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps must be a number"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be a number"),
+        ({"rope_theta": math.inf}, "rope_theta must be a number"),
+        ({"rope_theta": -1.0}, "rope_theta must be a number"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be an integer"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be an integer"),
+        ({"model_type": "mistral", "sliding_window": "all"}, "sliding_window must be an integer"),
+        ({"model_type": 3}, "model_type must be a string"),
+        ({"model_type": None}, "model_type is missing"),
+        ({"attention_bias": 1}, "attention_bias must be true or false"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor must be"),
+        ({"rope_scaling": {**LLAMA3, "factor": None}}, "rope_scaling.factor is missing"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "high_freq_factor must be above"),
+        (
+            {"rope_theta": 1e-30, "rope_scaling": {"type": "linear", "factor": 1e-30}},
+            "rotary frequencies are not finite",
+        ),
+    ],
+)
+def test_hf_refuses_impossible_values(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(WeightFileError, match=reason) as caught:
+        from_hf(**changes)
+    assert caught.value.file == "config.json"
+
+
+def test_gguf_llama() -> None:
+    config = from_gguf()
+    assert config.architecture == "llama"
+    assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (160, 64, 96)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (4, 2, 16)
+    assert (config.max_position, config.rms_norm_eps) == (256, 1e-5)
+    assert config.interleaved_qk
+    assert config.tie_embeddings
+    assert not (config.qkv_bias or config.out_bias or config.mlp_bias)
+    assert config.ropes == from_hf().ropes
+    assert config.layers == from_hf().layers
+
+
+def test_gguf_tensors_decide_biases_and_tying() -> None:
+    config = from_gguf(
+        shapes={
+            **SHAPES,
+            "output.weight": (160, 64),
+            "blk.0.attn_q.bias": (64,),
+            "blk.0.attn_output.bias": (64,),
+            "blk.0.ffn_gate.bias": (96,),
+        }
+    )
+    assert not config.tie_embeddings
+    assert config.qkv_bias
+    assert config.out_bias
+    assert config.mlp_bias
+
+
+def test_gguf_optional_keys() -> None:
+    assert from_gguf(attention__head_count_kv=None).num_kv_heads == 4
+    wide = from_gguf(attention__key_length=32, attention__value_length=32)
+    assert (wide.head_dim, wide.query_scale) == (32, 32**-0.5)
+    assert from_gguf(attention__sliding_window=9).layers == (LayerConfig(window=9),) * 2
+    assert from_gguf(rope__freq_base=5000.0).ropes == from_hf(rope_theta=5000.0).ropes
+
+
+def test_gguf_partial_rope() -> None:
+    (rope,) = from_gguf(rope__dimension_count=8).ropes
+    assert rope.inv_freq == from_hf(head_dim=8).ropes[0].inv_freq
+
+
+def test_gguf_linear_rope() -> None:
+    scaled = from_gguf(rope__scaling__type="linear", rope__scaling__factor=4.0)
+    assert scaled.ropes == from_hf(rope_scaling={"type": "linear", "factor": 4.0}).ropes
+    assert from_gguf(rope__scaling__type="none").ropes == from_hf().ropes
+
+
+def test_gguf_rope_factors() -> None:
+    factors = [1.0, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0]
+    plain, scaled = from_gguf().ropes[0], from_gguf(rope_freqs=factors).ropes[0]
+    np.testing.assert_allclose(np.divide(plain.inv_freq, scaled.inv_freq), factors, rtol=1e-6)
+
+
+def test_gguf_other_namespaces_are_ignored() -> None:
+    metadata = {**gguf_metadata(), "general.file_type": 3, "quantize.imatrix.file": "x"}
+    assert from_gguf(metadata) == from_gguf()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"general.architecture": "gemma2"}, "general.architecture = 'gemma2'"),
+        (gguf_metadata(rope__scaling__type="yarn"), "llama.rope.scaling.type = 'yarn'"),
+        (gguf_metadata(expert_count=8), "llama.expert_count = 8"),
+        (gguf_metadata(attention__value_length=8), "llama.attention.value_length = 8"),
+        (gguf_metadata(logit_scale=0.5), "llama.logit_scale = 0.5 is not known"),
+        (gguf_metadata(tensor_data_layout="other"), "llama.tensor_data_layout = 'other'"),
+    ],
+)
+def test_gguf_refuses_by_name(metadata: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=named):
+        from_gguf(metadata)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"block_count": None}, "llama.block_count is missing"),
+        ({"block_count": 1 << 20}, "llama.block_count must be an integer from 1 to 4096"),
+        ({"embedding_length": [64, 64]}, "llama.embedding_length must be an integer"),
+        ({"attention__head_count_kv": 3}, "4 heads cannot share 3"),
+        ({"attention__key_length": 15}, "must be even"),
+        ({"attention__layer_norm_rms_epsilon": None}, "rms_epsilon is missing"),
+        ({"attention__layer_norm_rms_epsilon": math.nan}, "rms_epsilon must be a number"),
+        ({"rope__dimension_count": 18}, "dimension_count must be an integer from 1 to 16"),
+        ({"rope__dimension_count": 5}, "dimension_count must be even"),
+        ({"rope__freq_base": math.inf}, "freq_base must be a number"),
+        ({"rope__scaling__type": "linear"}, "rope.scaling.factor is missing"),
+        ({"vocab_size": 161}, "has 160 rows, the metadata 161 tokens"),
+        ({"rope_freqs": [1.0] * 7}, "must have 8 values, got 7"),
+        ({"rope_freqs": [1.0] * 7 + [math.nan]}, "must be finite and above 0"),
+        ({"rope_freqs": [1.0] * 7 + [0.0]}, "must be finite and above 0"),
+        ({"shapes": {"output.weight": (160, 64)}}, "'token_embd.weight': is missing"),
+        ({"shapes": {"token_embd.weight": (1 << 30, 64)}}, "has 1073741824 rows"),
+    ],
+)
+def test_gguf_refuses_impossible_values(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(WeightFileError, match=reason) as caught:
+        from_gguf(**changes)
+    assert caught.value.file == "model.gguf"
+
+
+def test_gguf_vocabulary_must_fit_the_embedding() -> None:
+    metadata = {**gguf_metadata(), "tokenizer.ggml.tokens": ["x"] * 159}
+    with pytest.raises(WeightFileError, match="has 160 rows, the tokenizer 159 tokens"):
+        from_gguf(metadata)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(sorted(make_config())),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=4)
+        | st.lists(st.integers(), max_size=2),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_hf_any_values_are_accepted_or_refused(changes: dict[str, Any]) -> None:
+    try:
+        config = from_hf(**changes)
+    except (WeightFileError, UnsupportedModelError):
+        return
+    assert np.isfinite(config.ropes[0].inv_freq).all()
