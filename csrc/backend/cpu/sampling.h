@@ -46,7 +46,7 @@ class Sampler {
     std::vector<float> lane_max;         // [chunks, kLanes] of the chunk's tokens 16 apart
     std::vector<float> chunk_max;        // [chunks]
     std::vector<double> chunk_mass;      // [chunks] probability mass, unnormalised
-    std::vector<float> candidates;       // [V] logits that reach a bound, in id order
+    std::vector<float> candidates;       // [V] logits that reach a bound
     std::vector<int32_t> candidate_ids;  // [V] their tokens
     std::vector<float> candidate_mass;   // [V] their mass
     RadixHistogram histogram;
