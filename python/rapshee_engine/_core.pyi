@@ -211,3 +211,101 @@ def available_memory(device: str) -> int:
 
 def usable_cores() -> int:
     """Physical cores that this process may use (affinity and cgroup quota respected), at least 1."""
+
+# Single operations of the CPU kernels on numpy arrays, for tests and benchmarks. `isa`: one of
+# ``build_info()["isas"]``, empty for the one in use.
+
+class PackedMatrix:
+    """A weight matrix [rows, cols] in the panels that the kernels read."""
+
+    def __init__(
+        self,
+        data: npt.NDArray[np.uint8],  # [nbytes] row-major blocks of dtype
+        dtype: str,
+        rows: int,
+        cols: int,
+        *,
+        compute: str = "auto",
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the panels."""
+    def row(self, index: int) -> npt.NDArray[np.float32]:
+        """[cols] one row, dequantised, as an embedding gather reads it."""
+    def multiply(
+        self,
+        x: npt.NDArray[np.float32],  # [n, cols]
+        *,
+        isa: str = "",
+        float_acts: bool = False,
+        threads: int = 1,
+    ) -> npt.NDArray[np.float32]:
+        """[n, rows] ``x @ matrix.T``. ``float_acts``: activations stay float32 instead of taking
+        the matrix's form (int8 for low-bit, bf16 for bf16)."""
+
+def op_rms_norm(
+    x: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], eps: float, *, isa: str = ""
+) -> npt.NDArray[np.float32]:
+    """RMSNorm of the rows of x [n, d]."""
+
+def op_silu_mul(
+    gate: npt.NDArray[np.float32], up: npt.NDArray[np.float32], *, isa: str = ""
+) -> npt.NDArray[np.float32]:
+    """silu(gate) * up of two vectors."""
+
+def op_rope(
+    heads: npt.NDArray[np.float32],
+    cos: npt.NDArray[np.float32],
+    sin: npt.NDArray[np.float32],
+    *,
+    isa: str = "",
+) -> npt.NDArray[np.float32]:
+    """heads [n, head_dim], rotated in halves by angles whose cos and sin are [half]."""
+
+def op_paged_attention(
+    q: npt.NDArray[np.float32],  # [T, group, head_dim]
+    k: npt.NDArray[np.float32],  # [L, head_dim]
+    v: npt.NDArray[np.float32],  # [L, head_dim]
+    positions: npt.NDArray[np.int32],  # [T] of the queries
+    block_table: npt.NDArray[np.int32],  # a permutation of the blocks that hold the L keys
+    *,
+    block_size: int = 16,
+    dtype: str = "f32",
+    scale: float,
+    window: int = 0,
+    isa: str = "",
+) -> npt.NDArray[np.float32]:
+    """[T, group, head_dim] causal attention of the query heads of one KV head, over a paged cache
+    of ``dtype`` (f32 or bf16) that otherwise holds NaN."""
+
+def sample(
+    logits: npt.NDArray[np.float32],  # [R, V]
+    *,
+    masks: npt.NDArray[np.uint32] | None = None,
+    states: Sequence[tuple[npt.NDArray[np.int32], int]] = (),
+    isa: str = "",
+    target_ids: npt.NDArray[np.int32],
+    temperature: npt.NDArray[np.float32],
+    top_k: npt.NDArray[np.int32],
+    top_p: npt.NDArray[np.float32],
+    min_p: npt.NDArray[np.float32],
+    repetition_penalty: npt.NDArray[np.float32],
+    presence_penalty: npt.NDArray[np.float32],
+    frequency_penalty: npt.NDArray[np.float32],
+    seed: npt.NDArray[np.uint64],
+    draw_index: npt.NDArray[np.uint32],
+    num_logprobs: npt.NDArray[np.int32],
+    state_slot: npt.NDArray[np.int32],
+    bias_indptr: npt.NDArray[np.int32],
+    bias_ids: npt.NDArray[np.int32],
+    bias_values: npt.NDArray[np.float32],
+    needs_mask: npt.NDArray[np.uint8],
+) -> tuple[
+    npt.NDArray[np.int32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.float32],
+]:
+    """Sample the rows in order; arrays as in `ModelRunner.launch`, results as in `StepOutput`.
+    ``states[i]`` (token_ids, num_prompt_tokens) fills state slot i."""
