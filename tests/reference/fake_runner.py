@@ -4,13 +4,13 @@ Keys and values are stand-ins, (token, position) a slot. Each step writes them b
 and reads whole histories back through ``block_tables`` and ``seq_lens``, so a wrong table, slot,
 position or length, a block that is reused too early or a prefix that never was computed is an
 `AssertionError` or another text. Steps are executed when they are collected, in order: nothing can
-be read early.
+be read early. What depends on a failed step is `_POISONED`, a token that nobody may accept.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -27,11 +27,19 @@ from rapshee_engine.errors import EngineDeadError
 from rapshee_engine.tokenizer.chat_template import ChatTemplate
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["EOS", "FakeRunner", "FakeStepOutput", "make_engine", "make_tokenizer"]
+__all__ = [
+    "EOS",
+    "FakeRunner",
+    "FakeStepOutput",
+    "greedy_continuation",
+    "make_engine",
+    "make_tokenizer",
+]
 
 EOS = 256
 VOCAB_SIZE = 258
 _UNWRITTEN = -1
+_POISONED = -2
 _CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant: {% endif %}"
@@ -212,9 +220,11 @@ class FakeRunner:
         blocks = a["block_tables"][s][positions // self.block_size]
         slots = blocks * self.block_size + positions % self.block_size
         stored = self._positions[slots]
-        assert (blocks >= 0).all(), "the table is too short"
-        assert np.array_equal(stored, positions), f"sequence {s} reads positions {stored.tolist()}"
         history: npt.NDArray[np.int32] = self._tokens[slots]
+        assert (blocks >= 0).all(), "the table is too short"
+        if (stored == _POISONED).any() or (history == _POISONED).any():
+            return np.full_like(history, _POISONED)
+        assert np.array_equal(stored, positions), f"sequence {s} reads positions {stored.tolist()}"
         return history
 
     def _sample(self, step: _Step, histories: list[npt.NDArray[np.int32]]) -> FakeStepOutput:
@@ -231,6 +241,9 @@ class FakeRunner:
         for r, row in enumerate(a["sample_rows"].tolist()):
             s = int(np.searchsorted(a["query_start_loc"], row, side="right")) - 1
             history = histories[s][: a["positions"][row] + 1]
+            if history[0] == _POISONED:
+                output.token_ids[r] = _POISONED
+                continue
             logits = _logits(history, self.vocab_size)
             token_id = int(a["target_ids"][r])
             if token_id < 0:
@@ -294,9 +307,9 @@ class FakeRunner:
             assert position >= seen.get(block, 0), f"block {block} is reused while in flight"
 
     def _poison(self, step: _Step) -> None:
-        """What a failed step has written is worth nothing."""
-        self._positions[step.arrays["slot_mapping"]] = _UNWRITTEN
-        step.token_ids = np.zeros(len(step.arrays["sample_rows"]), np.int32)
+        """What a failed step has written is worth nothing, nor is what follows from it."""
+        self._positions[step.arrays["slot_mapping"]] = _POISONED
+        step.token_ids = np.full(len(step.arrays["sample_rows"]), _POISONED, np.int32)
 
     def _failure(self, error: Exception) -> Exception:
         self._is_dead = isinstance(error, EngineDeadError)
@@ -305,6 +318,26 @@ class FakeRunner:
     def _require_alive(self) -> None:
         if self._is_dead or self.is_closed:
             raise EngineDeadError("the fake device is gone")
+
+
+def greedy_continuation(
+    prompt: Sequence[int],
+    max_tokens: int,
+    *,
+    vocab_size: int,
+    stop: int,
+    presence_penalty: float = 0.0,
+) -> list[int]:
+    """What greedy sampling gives for a prompt that is alone, up to and with ``stop``."""
+    history = list(prompt)
+    for _ in range(max_tokens):
+        logits = _logits(np.array(history, np.int32), vocab_size)
+        for token in set(history[len(prompt) :]):
+            logits[token] -= np.float32(presence_penalty)
+        history.append(int(np.argmax(logits)))
+        if history[-1] == stop:
+            break
+    return history[len(prompt) :]
 
 
 def _logits(history: npt.NDArray[np.int32], vocab_size: int) -> npt.NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -253,18 +253,20 @@ def _loading(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 @contextmanager
-def _progress_bar(total: int) -> Iterator[tqdm[None]]:
-    with tqdm(
+def _progress_bar(total: int) -> Iterator[tqdm[Any]]:
+    """Bytes read, if somebody looks."""
+    bar: tqdm[Any] = tqdm(
         total=total,
         desc="Loading weights",
         unit="B",
         unit_scale=True,
         leave=False,
         disable=not sys.stderr.isatty(),
-    ) as bar:
+    )
+    with bar:
         yield bar
 
 
-def _advance(bar: tqdm[None], done: int, total: int) -> None:
+def _advance(bar: tqdm[Any], done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
