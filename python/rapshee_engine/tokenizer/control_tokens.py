@@ -18,8 +18,7 @@ class ControlTokens:
     Attributes:
         ids: string -> id.
         unknown_id: the token for characters outside the vocabulary, which plain text may give.
-        openers, closers: first and last characters of the strings (white space aside), with their
-            other cases.
+        edges: first and last characters of the strings (white space aside), in each case.
     """
 
     def __init__(
@@ -32,8 +31,7 @@ class ControlTokens:
         # "(?!)" matches nothing: a vocabulary may have no control tokens.
         self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         stripped = [string.strip() for string in self.ids]
-        self.openers = _cases(string[:1] for string in stripped)
-        self.closers = _cases(string[-1:] for string in stripped)
+        self.edges = _cases(char for string in stripped for char in (string[:1], string[-1:]))
 
     def split(self, text: str) -> list[str]:
         """``[text, token, text, ..., token, text]``: leftmost match first, longest first."""

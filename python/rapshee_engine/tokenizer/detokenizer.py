@@ -59,9 +59,9 @@ class Detokenizer:
             self.num_tokens += 1
             if self._skip_special and self._tokenizer.is_special(token_id):
                 continue
-            text = self._stream.push(self._tokenizer.token_text(token_id))
-            if text:
-                new.append(self._cut(text))
+            token = self._tokenizer.token_text(token_id)
+            if token is not None:
+                new.append(self._cut(self._stream.push(token)))
         return self._emit("".join(new))
 
     def finish(self) -> str:

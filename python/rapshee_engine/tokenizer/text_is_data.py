@@ -1,12 +1,12 @@
 """Keeps control tokens in a caller's text from being control tokens.
 
-A marker, one private-use character that occurs in no input, is put behind every character of the
-caller's text that could begin the string of a control token, and before every one that could end
-one. So no string of a control token whose first or last character is the caller's survives in the
-rendered text, wherever it began: in one value, across several, or across a border with the
-template's own text, and whatever the template trims, cuts, joins or changes to another case.
-The rendered text is then split at the control tokens that are left, the template's own, and the
-markers are taken out of the text between them.
+A marker, one private-use character that occurs in no input, is put on both sides of every character
+of the caller's text that could begin or end the string of a control token. So no string of a
+control token whose first or last character is the caller's survives in the rendered text, wherever
+it lies: inside one value, across several, or across a border with the template's own text; and
+whatever the template trims, cuts, joins or changes to another case. The rendered text is then split
+at the control tokens that are left, the template's own, and the markers are taken out of the text
+between them.
 
 What a template compares with its own constants must still be found, so these are left as they are,
 except constants that have to do with control tokens. A marker is no white space and has no case.
@@ -36,13 +36,11 @@ class TextGuard:
     def __init__(self, control: ControlTokens, template_constants: Iterable[str]) -> None:
         """Raises `UnsupportedModelError` if a control token is too short to be broken."""
         control.require_breakable()
-        self._openers = control.openers
-        self._closers = control.closers
-        edges = self._openers | self._closers
+        self._edges = control.edges
         kept = [
             constant
             for constant in template_constants
-            if not edges.isdisjoint(constant) and not control.touches(constant)
+            if not self._edges.isdisjoint(constant) and not control.touches(constant)
         ]
         kept.sort(key=len, reverse=True)
         self._kept = re.compile(f"({'|'.join(map(re.escape, kept)) or '(?!)'})")
@@ -58,14 +56,7 @@ class TextGuard:
         for index, message in enumerate(messages):
             _collect(message, f"messages.{index}", texts)
         marker = _draw_marker(texts)
-        table = str.maketrans(
-            {
-                char: (marker if char in self._closers else "")
-                + char
-                + (marker if char in self._openers else "")
-                for char in self._openers | self._closers
-            }
-        )
+        table = str.maketrans({char: marker + char + marker for char in self._edges})
         return [self._mark(message, table) for message in messages], marker
 
     def _mark(self, value: Any, table: Mapping[int, str]) -> Any:

@@ -7,6 +7,7 @@ decoder of the `tokenizers` library gives for the whole sequence.
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 from rapshee_engine.errors import UnsupportedModelError
 
 __all__ = ["TextStream", "TokenScheme", "TokenText", "token_scheme"]
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +147,8 @@ class ByteFallbackScheme:
     def token_text(self, token: str) -> TokenText:
         for old, new in self._replacements:
             token = token.replace(old, new)
-        if self._has_bytes and len(token) == 6 and token.startswith("<0x") and token[5] == ">":
-            try:
-                return TokenText(bytes.fromhex(token[3:5]), is_byte=True)
-            except ValueError:
-                pass  # not hexadecimal: ordinary text
+        if self._has_bytes and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return TokenText(bytes.fromhex(byte[1]), is_byte=True)
         return TokenText(token.encode("utf-8"))
 
     def stream(self) -> TextStream:

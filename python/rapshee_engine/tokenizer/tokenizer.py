@@ -15,8 +15,6 @@ from rapshee_engine.tokenizer.token_text import TextStream, TokenText, token_sch
 
 __all__ = ["Tokenizer", "reject_lone_surrogates"]
 
-_NO_TEXT = TokenText(b"")
-
 
 def reject_lone_surrogates(text: str, param: str | None) -> None:
     """Raise `InvalidRequestError` if the text has no UTF-8 form."""
@@ -103,15 +101,16 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's exact bytes in text; empty for an id without a token."""
-        return self.token_text(token_id).data
+        text = self.token_text(token_id)
+        return b"" if text is None else text.data
 
-    def token_text(self, token_id: int) -> TokenText:
-        """The token in text; empty for an id without a token."""
+    def token_text(self, token_id: int) -> TokenText | None:
+        """The token in text; None for an id without a token."""
         text = self._token_texts.get(token_id)
         if text is None:
             token = self._hf.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
             if token is None:
-                return _NO_TEXT
+                return None
             text = self._token_texts[token_id] = self._scheme.token_text(token)
         return text
 
