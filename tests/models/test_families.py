@@ -69,7 +69,8 @@ def test_hf_llama() -> None:
     assert config.query_scale == 0.25
     assert config.activation == "silu"
     assert config.tie_embeddings
-    assert not (config.qkv_bias or config.out_bias or config.mlp_bias or config.interleaved_qk)
+    assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (False, False, False)
+    assert not config.interleaved_qk
     assert config.layers == (LayerConfig(rope=0, window=0),) * 2
     assert len(config.ropes) == 1
     assert config.ropes[0].attention_factor == 1.0
@@ -125,7 +126,7 @@ def test_hf_rope_spellings_agree(spelling: str) -> None:
 def test_hf_both_rope_types_may_be_given_if_equal() -> None:
     scaling = {"type": "linear", "rope_type": "linear", "factor": 2.0}
     assert from_hf(rope_scaling=scaling) == from_hf(rope_scaling={"type": "linear", "factor": 2})
-    with pytest.raises(UnsupportedModelError, match="rope_scaling.rope_type = 'llama3'"):
+    with pytest.raises(UnsupportedModelError, match=r"rope_scaling\.rope_type = 'llama3'"):
         from_hf(rope_scaling={**scaling, "rope_type": "llama3"})
 
 
@@ -244,7 +245,7 @@ def test_gguf_llama() -> None:
     assert (config.max_position, config.rms_norm_eps) == (256, 1e-5)
     assert config.interleaved_qk
     assert config.tie_embeddings
-    assert not (config.qkv_bias or config.out_bias or config.mlp_bias)
+    assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (False, False, False)
     assert config.ropes == from_hf().ropes
     assert config.layers == from_hf().layers
 
@@ -274,8 +275,9 @@ def test_gguf_optional_keys() -> None:
 
 
 def test_gguf_partial_rope() -> None:
+    # Heads of 16: four pairs turn as in a head of 8, four stand still.
     (rope,) = from_gguf(rope__dimension_count=8).ropes
-    assert rope.inv_freq == from_hf(head_dim=8).ropes[0].inv_freq
+    assert rope.inv_freq == from_hf(head_dim=8).ropes[0].inv_freq + (0.0,) * 4
 
 
 def test_gguf_linear_rope() -> None:
@@ -345,7 +347,7 @@ def test_gguf_vocabulary_must_fit_the_embedding() -> None:
         from_gguf(metadata)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     changes=st.dictionaries(
         st.sampled_from(sorted(make_config())),

@@ -75,7 +75,7 @@ def test_neutral_values() -> None:
 
 def test_unknown_keys_are_refused_unless_null() -> None:
     fields(a=1, b=None).require_known({"a"})
-    with pytest.raises(UnsupportedModelError, match="config.json: b = 2 is not known"):
+    with pytest.raises(UnsupportedModelError, match=r"config\.json: b = 2 is not known"):
         fields(a=1, b=2).require_known({"a"})
 
 
@@ -83,13 +83,13 @@ def test_prefix_limits_the_view() -> None:
     f = Fields({"llama.size": 3, "general.name": "x"}, "file.gguf", prefix="llama.")
     f.require_known({"size"})
     assert f.integer("size", 1, 9) == 3
-    with pytest.raises(WeightFileError, match="file.gguf: llama.size must be"):
+    with pytest.raises(WeightFileError, match=r"file\.gguf: llama\.size must be"):
         f.integer("size", 1, 2)
 
 
 def test_sections_are_named_in_messages() -> None:
     f = fields(rope={"factor": -1}, wrong=[1])
-    with pytest.raises(WeightFileError, match="config.json: rope.factor must be") as caught:
+    with pytest.raises(WeightFileError, match=r"config\.json: rope\.factor must be") as caught:
         f.section("rope").positive("factor")
     assert caught.value.file == "config.json"
     with pytest.raises(WeightFileError, match="wrong must be an object"):

@@ -27,7 +27,10 @@ def file_shapes(names: NameTable, config: ModelConfig) -> Shapes:
 
 def test_canonical_shapes() -> None:
     config = model(
-        num_hidden_layers=1, head_dim=8, attention_bias=True, mlp_bias=True,
+        num_hidden_layers=1,
+        head_dim=8,
+        attention_bias=True,
+        mlp_bias=True,
         tie_word_embeddings=False,
     )
     assert canonical_shapes(config) == {
@@ -63,18 +66,17 @@ def test_tied_models_without_biases_have_fewer() -> None:
 @pytest.mark.parametrize("has_biases", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_hf_names_are_those_of_transformers(has_biases: bool, tied: bool) -> None:
-    changes = {
-        "attention_bias": has_biases, "mlp_bias": has_biases, "tie_word_embeddings": tied
-    }
+    changes = {"attention_bias": has_biases, "mlp_bias": has_biases, "tie_word_embeddings": tied}
     # These names load strictly into transformers' model, see golden/make_tiny_llama.py.
     stored = {name: w.shape for name, w in make_weights(make_config(**changes), seed=0).items()}
     assert file_shapes(HF_NAMES, model(**changes)) == stored
 
 
 def test_gguf_names() -> None:
-    assert {GGUF_NAMES.file_name(name) for name in canonical_shapes(
-        model(num_hidden_layers=1, tie_word_embeddings=False)
-    )} == {
+    assert {
+        GGUF_NAMES.file_name(name)
+        for name in canonical_shapes(model(num_hidden_layers=1, tie_word_embeddings=False))
+    } == {
         "token_embd.weight",
         "blk.0.attn_norm.weight",
         "blk.0.attn_q.weight",
@@ -109,7 +111,7 @@ def test_every_wrong_shape_is_named(names: NameTable) -> None:
     config = model()
     shapes = file_shapes(names, config)
     for wrong, shape in shapes.items():
-        for other in ((shape[0] + 1, *shape[1:]), (*shape, 1), shape[::-1] + (1,)):
+        for other in ((shape[0] + 1, *shape[1:]), (*shape, 1), (*shape[::-1], 1)):
             with pytest.raises(WeightFileError, match="must have shape") as caught:
                 match_tensors(config, names, {**shapes, wrong: other}, "file")
             assert caught.value.tensor == wrong

@@ -166,11 +166,11 @@ def test_gguf_end_tokens_are_checked(tmp_path: Path, eos: Any) -> None:
 def test_wrong_paths(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         load_checkpoint(tmp_path / "absent")
-    with pytest.raises(ConfigError, match="a GGUF file or a folder with config.json"):
+    with pytest.raises(ConfigError, match=r"a GGUF file or a folder with config\.json"):
         load_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="is not a file, as GGUF needs"):
         load_checkpoint(tmp_path, "gguf")
-    with pytest.raises(ConfigError, match="a GGUF file or a folder with config.json"):
+    with pytest.raises(ConfigError, match=r"a GGUF file or a folder with config\.json"):
         load_checkpoint(gguf_file(tmp_path), "safetensors")
     with pytest.raises(ConfigError, match="load_format must be one of auto, gguf"):
         load_checkpoint(tmp_path, "pickle")
@@ -200,7 +200,7 @@ def test_sharded_folder_is_refused_by_name(tmp_path: Path) -> None:
 def test_folder_without_weights(tmp_path: Path) -> None:
     folder = hf_folder(tmp_path)
     os.remove(folder / "model.safetensors")
-    with pytest.raises(ConfigError, match="has no model.safetensors"):
+    with pytest.raises(ConfigError, match=r"has no model\.safetensors"):
         load_checkpoint(folder)
 
 

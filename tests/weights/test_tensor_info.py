@@ -40,7 +40,7 @@ def test_impossible_shapes(dtype: str, shape: tuple[int, ...], reason: str) -> N
 def test_overlap_names_both_tensors() -> None:
     first = TensorInfo("first", "f32", (4,), 100, 16)
     second = TensorInfo("second", "f32", (4,), 115, 16)
-    with pytest.raises(WeightFileError, match="'second'.*overlap.*'first'"):
+    with pytest.raises(WeightFileError, match=r"'second'.*overlap.*'first'"):
         check_no_overlap("file", [second, first])
 
 

@@ -284,19 +284,22 @@ def _gguf_inv_freq(fields: Fields, head_dim: int, rope_freqs: Sequence[float] | 
     inv_freq = plain_inv_freq(fields.positive("rope.freq_base", _DEFAULT_ROPE_THETA), rotated_dim)
     if fields.choice("rope.scaling.type", ("none", "linear"), "none") == "linear":
         inv_freq = linear_inv_freq(inv_freq, fields.positive("rope.scaling.factor"))
-    if rope_freqs is None:
-        return inv_freq
-    if len(rope_freqs) != rotated_dim // 2:
-        raise WeightFileError(
-            fields.source,
-            f"must have {rotated_dim // 2} values, got {len(rope_freqs)}",
-            tensor="rope_freqs.weight",
-        )
-    if not all(math.isfinite(factor) and factor > 0 for factor in rope_freqs):
-        raise WeightFileError(
-            fields.source, "its values must be finite and above 0", tensor="rope_freqs.weight"
-        )
-    return with_factors(inv_freq, rope_freqs)
+    if rope_freqs is not None:
+        inv_freq = with_factors(inv_freq, _checked_factors(fields, rope_freqs, len(inv_freq)))
+    # Q and K rows are brought from neighbouring pairs to half-head pairs over the whole head, so
+    # what a partial rotation leaves alone are the last pairs: they turn with frequency zero.
+    return np.pad(inv_freq, (0, (head_dim - rotated_dim) // 2))
+
+
+def _checked_factors(fields: Fields, factors: Sequence[float], count: int) -> Sequence[float]:
+    """Values of ``rope_freqs.weight``, ``count`` of them."""
+    if len(factors) != count:
+        reason = f"must have {count} values, got {len(factors)}"
+    elif not all(math.isfinite(factor) and factor > 0 for factor in factors):
+        reason = "its values must be finite and above 0"
+    else:
+        return factors
+    raise WeightFileError(fields.source, reason, tensor="rope_freqs.weight")
 
 
 def _rope_config(fields: Fields, inv_freq: FloatArray) -> RopeConfig:
