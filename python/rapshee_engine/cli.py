@@ -1,8 +1,4 @@
-"""The command ``rapshee-engine``.
-
-Commands import the engine and the server when they run: ``--help`` and usage errors need neither,
-and answer at once.
-"""
+"""The command ``rapshee-engine``."""
 
 from __future__ import annotations
 
@@ -16,14 +12,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rapshee_engine.config import EngineConfig
+from rapshee_engine.engine.async_engine import AsyncEngine
 from rapshee_engine.errors import ConfigError, RapsheeError
 from rapshee_engine.pull import DEFAULT_MODEL, cache_folder, model_path, pull
+from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
+from rapshee_engine.server.launch import LaunchOptions, launch
+from rapshee_engine.server.settings import ServerSettings
 from rapshee_engine.tenancy.keys import check_key_text, home_folder
-
-if TYPE_CHECKING:
-    from rapshee_engine.engine.async_engine import AsyncEngine
 
 __all__ = ["main"]
 
@@ -128,8 +126,6 @@ def _add_serve(commands: Any) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from rapshee_engine.server.launch import LaunchOptions, launch
-
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     given_keys, hint = _given_keys(options, os.environ)
     launch(
@@ -257,8 +253,6 @@ def _add_generate(commands: Any) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from rapshee_engine.engine.async_engine import AsyncEngine
-
     prompt = sys.stdin.read() if options.prompt is None else options.prompt
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give it as an argument or on standard input")
@@ -268,8 +262,6 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 async def _print_completion(engine: AsyncEngine, prompt: str, options: argparse.Namespace) -> None:
-    from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
-
     params = SamplingParams(
         max_tokens=options.max_tokens,
         temperature=options.temperature,
@@ -328,9 +320,7 @@ def _add_info(commands: Any) -> None:
 
 
 def _info(_options: argparse.Namespace) -> None:
-    from rapshee_engine.config import EngineConfig
     from rapshee_engine.engine.runner import build_info
-    from rapshee_engine.server.settings import ServerSettings
 
     engine = EngineConfig(model="-")
     default_model = model_path(DEFAULT_MODEL, _cache())

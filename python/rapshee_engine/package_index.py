@@ -121,14 +121,13 @@ def _open(url: str) -> Any:
     """The response to a GET; credentials in the URL become a header, which urllib does not do."""
     parts = urllib.parse.urlsplit(url)
     credentials, _, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(
-        parts._replace(netloc=host, fragment="").geturl(), headers={"accept": _ACCEPT}
-    )
-    if credentials:
-        token = base64.b64encode(urllib.parse.unquote(credentials).encode()).decode("ascii")
-        # Not sent along when the index redirects to another host.
-        request.add_unredirected_header("authorization", f"Basic {token}")
+    plain_url = parts._replace(netloc=host, fragment="").geturl()
     try:
+        request = urllib.request.Request(plain_url, headers={"accept": _ACCEPT})
+        if credentials:
+            token = base64.b64encode(urllib.parse.unquote(credentials).encode()).decode("ascii")
+            # Not sent along when the index redirects to another host.
+            request.add_unredirected_header("authorization", f"Basic {token}")
         return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
