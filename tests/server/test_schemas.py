@@ -7,6 +7,8 @@ import logging
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rapshee_engine.errors import InvalidRequestError
 from rapshee_engine.sampling_params import RequestOutputKind
@@ -310,3 +312,36 @@ def test_unknown_fields_are_logged_up_to_a_bound(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         parse_chat_request(json.dumps(body).encode(), UnknownFieldLog())
     assert len(caplog.records) == 100
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
+    max_leaves=8,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "system", "tool"]) | JSON_VALUES},
+        optional={"content": JSON_VALUES, "name": JSON_VALUES},
+    )
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(ChatRequest.__struct_fields__) | st.text(), JSON_VALUES, max_size=4
+)
+
+
+@given(fields=FIELDS, messages=MESSAGES | JSON_VALUES)
+def test_any_json_is_a_request_or_a_refusal(fields: dict[str, Any], messages: Any) -> None:
+    body = json.dumps({"model": "m", "messages": messages, **fields}).encode()
+    try:
+        request = parse_chat_request(body, UnknownFieldLog())
+        request.sampling_params()
+    except (ApiError, InvalidRequestError):
+        return
+    assert request.template_messages()
+
+
+@given(st.binary())
+def test_any_bytes_are_a_request_or_a_refusal(body: bytes) -> None:
+    with pytest.raises(ApiError):
+        parse_chat_request(body, UnknownFieldLog())
