@@ -22,7 +22,6 @@ def words(name: str, text: str) -> list[str]:
         ("gpt-2", "I|'|LL| don|'t| 1234| | x|\n\n| y|+=|1|!"),
         ("smollm", "I|'|LL| don|'t| |1|2|3|4| | x|\n\n| y|+=|1|!"),
         ("llama-bpe", "I|'LL| don|'t| |123|4| | x|\n\n| y|+=|1|!"),
-        ("smaug-bpe", "I|'LL| don|'t| |123|4| | x|\n\n| y|+=|1|!"),
         ("qwen2", "I|'LL| don|'t| |1|2|3|4| | x|\n\n| y|+=|1|!"),
         ("tekken", "I|'LL| don|'t| |1|2|3|4| | x|\n\n| y|+=|1|!"),
         ("default", "I|'|LL| don|'|t| |123|4| | x|\n\n| y|+=|1|!"),
@@ -41,9 +40,9 @@ def test_gpt2_words_are_the_librarys() -> None:
 
 
 def test_flags() -> None:
-    llama3, smaug = pre_tokenizer("llama-bpe", "file"), pre_tokenizer("smaug-bpe", "file")
+    llama3, gpt2 = pre_tokenizer("llama-bpe", "file"), pre_tokenizer("gpt-2", "file")
     assert (llama3.ignore_merges, llama3.add_bos) == (True, True)
-    assert (smaug.ignore_merges, smaug.add_bos) == (False, False)
+    assert (gpt2.ignore_merges, gpt2.add_bos) == (False, False)
     normalizer = pre_tokenizer("qwen2", "file").normalizer()
     assert normalizer is not None
     assert normalizer.normalize_str("e\u0301") == "é"

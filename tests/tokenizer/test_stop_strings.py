@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rapshee_engine.tokenizer.stop_strings import StopStrings
@@ -19,6 +19,7 @@ def first_stop(text: str, stops: list[str]) -> tuple[int, str] | None:
     return None
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.text("ab", max_size=5), max_size=8),
     stops=st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=4),
@@ -40,6 +41,7 @@ def test_equals_the_definition(pieces: list[str], stops: list[str]) -> None:
         assert (passed, finder.matched) == (text[: found[0]], found[1])
 
 
+@settings(deadline=None)
 @given(text=st.text("ab", max_size=20), stop=st.text("ab", min_size=1, max_size=5))
 def test_holds_back_no_more_than_needed(text: str, stop: str) -> None:
     finder = StopStrings([stop])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
@@ -24,6 +24,7 @@ def mark(value: Any, *constants: str) -> tuple[Any, str]:
     return marked[0]["content"], marker
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("<|im_end>/s[INST]XEOQxeoq a"), max_size=30))
 def test_marked_text_holds_no_control_token_and_is_restored(text: str) -> None:
     marked, marker = mark(text)

@@ -30,7 +30,7 @@ TOKEN = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(tokens=st.lists(TOKEN, max_size=12))
 @pytest.mark.parametrize("decoder", SUPPORTED)
 def test_streams_equal_the_reference_decoder(decoder: Any, tokens: list[str]) -> None:

@@ -25,8 +25,8 @@ MAX_TEXT = 4 << 20  # characters of any string, items of any list, made on the w
 MAX_RANGE = 10_000
 MAX_WIDTH = 999  # of padding, an indentation, a number in a format
 
-# A loop step, a filter or a call takes 1 to 6 us of interpreter time; copying takes 1 ns a character
-# at most. At these prices the whole budget, 262,144 steps, is worth a second or two.
+# A loop step, a filter or a call takes 1 to 6 us of interpreter time, copying a character at most
+# 1 ns. At these prices the whole budget, 262,144 steps, is worth a second or two.
 STEP_COST = 1024
 _MAX_WORK = 1 << 28
 

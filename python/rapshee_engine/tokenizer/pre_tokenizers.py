@@ -65,11 +65,10 @@ _GPT2 = PreTokenizer((_GPT2_WORDS,))
 _DIGITS_GPT2 = PreTokenizer((_GPT2_WORDS,), digits=True)
 # tokenizer.json of Meta-Llama-3-8B: Split, ByteLevel(use_regex=false); model.ignore_merges.
 _LLAMA3 = PreTokenizer((_tiktoken_words(r"\p{N}{1,3}"),), ignore_merges=True, add_bos=True)
-# Same words without Llama 3's flags.
-_LLAMA3_WORDS = PreTokenizer((_tiktoken_words(r"\p{N}{1,3}"),))
-# tokenizer.json of Qwen2: NFC, Split, ByteLevel(use_regex=false).
+# transformers, models/qwen2/tokenization_qwen2.py: NFC, Split, ByteLevel(use_regex=false).
 _QWEN2 = PreTokenizer((_tiktoken_words(r"\p{N}"),), nfc=True)
-# tokenizer.json of Mistral-Nemo: Split with letter case, ByteLevel(use_regex=false).
+# llama.cpp quotes this expression of Mistral Nemo beside its own rewriting of it; transformers,
+# integrations/mistral/tokenizer.py, sets ignore_merges.
 _TEKKEN = PreTokenizer(
     (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -82,11 +81,10 @@ _TEKKEN = PreTokenizer(
 
 _BY_NAME = {
     "default": _DEFAULT,
-    **dict.fromkeys(("gpt-2", "mpt", "olmo", "phi-2"), _GPT2),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), _DIGITS_GPT2),
+    **dict.fromkeys(("gpt-2", "phi-2"), _GPT2),
+    **dict.fromkeys(("smollm", "starcoder", "refact"), _DIGITS_GPT2),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3_WORDS),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
+    "qwen2": _QWEN2,
     "tekken": _TEKKEN,
 }
 

@@ -36,6 +36,7 @@ class Tokenizer:
         bos_token, eos_token: strings of these control tokens, as chat templates want them.
         eos_token_ids: ids that end a completion.
         control_tokens: strings that are control tokens, with their ids.
+        control: the same, with what finds them in a text.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Tokenizer:
         self.eos_token_ids = frozenset(eos_token_ids)
         added = hf_tokenizer.get_added_tokens_decoder()
         special = {token_id: token for token_id, token in added.items() if token.special}
-        self._special_ids = frozenset(special)
+        self._special = {token_id: token.content for token_id, token in special.items()}
         self.control = ControlTokens(
             special, unknown=getattr(hf_tokenizer.model, "unk_token", None)
         )
@@ -100,7 +101,10 @@ class Tokenizer:
         return self._hf.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The token's exact bytes in text; empty for an id without a token."""
+        """The token's exact bytes in text, those of its string for a control token; empty for an id
+        without a token."""
+        if token_id in self._special:
+            return self._special[token_id].encode()
         text = self.token_text(token_id)
         return b"" if text is None else text.data
 
@@ -116,7 +120,7 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a control token."""
-        return token_id in self._special_ids
+        return token_id in self._special
 
     def text_stream(self) -> TextStream:
         """A decoder for one sequence; feed it `token_text`."""
