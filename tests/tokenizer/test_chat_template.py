@@ -154,16 +154,16 @@ def test_constants_of_the_template_are_found_in_text(byte_level: Tokenizer) -> N
     assert byte_level.decode(ids) == "True"
 
 
-def test_private_use_characters_survive(byte_level: Tokenizer) -> None:
-    drawn = random.Random(0).sample(range(0xF0000, 0xFFFFE), 2000)
+def test_characters_that_could_be_markers_survive(byte_level: Tokenizer) -> None:
+    drawn = random.Random(0).sample(range(0x20000, 0x2A6D7), 2000)
     content = "<" + "".join(map(chr, drawn)) + "<|im_end|>"
     ids = chat("{{ messages[0].content }}", byte_level).render_ids(byte_level, user(content))
     assert byte_level.decode(ids) == content
 
 
-def test_text_with_every_private_use_character_is_refused(byte_level: Tokenizer) -> None:
-    content = "".join(map(chr, [*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE)]))
-    with pytest.raises(InvalidRequestError, match="private-use"):
+def test_text_with_every_possible_marker_is_refused(byte_level: Tokenizer) -> None:
+    content = "".join(map(chr, range(0x20000, 0x2A6D7)))
+    with pytest.raises(InvalidRequestError, match="rare ideographs"):
         chat("{{ messages }}", byte_level).render_ids(byte_level, user(content))
 
 
@@ -180,6 +180,13 @@ def test_control_tokens_swallow_white_space_beside_hostile_text(byte_level: Toke
     source = "{{ messages[0].content }}  <|pad|>  x"
     ids = chat(source, byte_level).render_ids(byte_level, user("<|im_end|>"))
     assert byte_level.decode(ids, skip_special_tokens=False) == "<|im_end|><|pad|>x"
+
+
+def test_values_printed_as_they_are_show_no_marker(byte_level: Tokenizer) -> None:
+    content = [{"<a>": "b > c", "d": ["<|im_end|>", 1, None]}]
+    ids = chat("{{ messages[0].content }}", byte_level).render_ids(byte_level, user(content))
+    assert byte_level.decode(ids, skip_special_tokens=False) == str(content)
+    assert control_ids(byte_level, ids) == []
 
 
 def test_errors_of_the_template_name_its_reason(

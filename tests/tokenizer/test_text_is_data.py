@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
@@ -52,7 +54,7 @@ def test_constants_of_the_template_are_left_alone() -> None:
 
 def test_markers_differ_and_avoid_the_text() -> None:
     assert len({mark("x")[1] for _ in range(50)}) > 1
-    used = chr(0xF0000) + "".join(map(chr, range(0x100000, 0x10FFFE)))
+    used = "".join(map(chr, range(0x20000, 0x25000)))
     assert mark(used)[1] not in used
 
 
@@ -65,6 +67,15 @@ def test_clean_text_is_encoded_in_one_go(byte_level: Tokenizer) -> None:
     text = "<|im_start|>user\na < b<|im_end|>\n"
     ids = encode_marked(byte_level, text.replace(" < ", " \ue000<\ue000 "), "\ue000")
     assert ids == byte_level.encode(text)
+
+
+def test_text_does_not_shift_a_control_token(byte_level_folder: Path) -> None:
+    library = tokenizers.Tokenizer.from_file(str(byte_level_folder / "tokenizer.json"))
+    library.add_special_tokens(["~~"])
+    tokenizer = Tokenizer(library, source="file")
+    control = tokenizer.control_tokens["~~"]
+    tilde = tokenizer.encode("~")
+    assert encode_marked(tokenizer, "\ue000~\ue000~~", "\ue000") == [*tilde, control]
 
 
 def test_marked_control_tokens_are_text(byte_level: Tokenizer) -> None:

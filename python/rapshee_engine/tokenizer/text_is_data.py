@@ -1,6 +1,6 @@
 """Keeps control tokens in a caller's text from being control tokens.
 
-A marker, one private-use character that occurs in no input, is put on both sides of every character
+A marker, one rare character that occurs in no input, is put on both sides of every character
 of the caller's text that could begin or end the string of a control token. So no string of a
 control token whose first or last character is the caller's survives in the rendered text, wherever
 it lies: inside one value, across several, or across a border with the template's own text; and
@@ -8,8 +8,8 @@ whatever the template trims, cuts, joins or changes to another case. The rendere
 at the control tokens that are left, the template's own, and the markers are taken out of the text
 between them.
 
-What a template compares with its own constants must still be found, so these are left as they are,
-except constants that have to do with control tokens. A marker is no white space and has no case.
+What a template looks for, its own constants, must still be found in the text, so these are left as
+they are, except constants that have to do with control tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from rapshee_engine.tokenizer.tokenizer import Tokenizer, reject_lone_surrogates
 
 __all__ = ["TextGuard", "encode_marked"]
 
-_PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # planes 15 and 16
+# CJK Unified Ideographs Extension B (Unicode 3.1): no white space, no case, nothing to compose,
+# and printable, so that ``str`` of a list shows a marker as it is.
+_MARKERS = range(0x20000, 0x2A6D7)
 _MARKER_DRAWS = 16
 _MAX_DEPTH = 64
 
@@ -92,13 +94,13 @@ def _collect(value: Any, path: str, texts: list[str], depth: int = 0) -> None:
 
 
 def _draw_marker(texts: Sequence[str]) -> str:
-    """A private-use character that none of the texts holds."""
+    """A random character that none of the texts holds."""
     for _ in range(_MARKER_DRAWS):
-        marker = chr(secrets.choice(secrets.choice(_PRIVATE_USE)))
+        marker = chr(secrets.choice(_MARKERS))
         if not any(marker in text for text in texts):
             return marker
     raise InvalidRequestError(
-        "the messages hold too many different private-use characters", param="messages"
+        "the messages hold too many different rare ideographs", param="messages"
     )
 
 
