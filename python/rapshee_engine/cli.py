@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except RapsheeError as error:
         print(f"rapshee-engine: {error}", file=sys.stderr)
         return 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import json
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +22,14 @@ SHORT_S = 0.05
 
 def connect(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def status_of_answer(connection: socket.socket) -> int:
+    """Reads one whole answer."""
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    response.read()
+    return response.status
 
 
 def until_closed(connection: socket.socket) -> bytes:
@@ -51,7 +62,7 @@ def test_headers_within_the_bound_pass(live: Live) -> None:
     with live(max_header_bytes=1000, **LONG) as port, connect(port) as connection:
         for _ in range(3):
             connection.sendall(b"GET /v1/models " + HEAD + b"x: " + b"y" * 800 + b"\r\n\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            assert status_of_answer(connection) == 200
 
 
 @pytest.mark.parametrize(
@@ -94,7 +105,7 @@ def test_trailers_are_counted_and_dropped(live: Live) -> None:
     with live(max_header_bytes=1000, **LONG) as port:
         with connect(port) as connection:
             connection.sendall(post + b"authorization: x\r\n\r\n")
-            assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+            assert status_of_answer(connection) == 400
         with connect(port) as connection:
             connection.sendall(post + b"x: 34567890\r\n" * 200)
             until_closed(connection)
@@ -126,15 +137,68 @@ def test_a_body_that_nobody_waits_for_has_its_time_too(live: Live) -> None:
     head = HEAD + b"content-length: 100\r\n\r\n"
     with live(header_timeout_s=600.0, body_timeout_s=SHORT_S) as port, connect(port) as connection:
         connection.sendall(b"POST /nowhere " + head)
-        assert until_closed(connection).startswith(b"HTTP/1.1 404")
+        answer = until_closed(connection)
+        assert answer.startswith(b"HTTP/1.1 404")
+        assert answer.count(b"HTTP/1.1") == 1
 
 
 def test_a_slow_second_request_has_its_time_too(live: Live) -> None:
     with live(header_timeout_s=SHORT_S, body_timeout_s=600.0) as port, connect(port) as connection:
-        connection.sendall(b"GET /v1/models " + HEAD + b"\r\nGET /v1")
+        connection.sendall(b"GET /v1/models " + HEAD + b"\r\n")
+        assert status_of_answer(connection) == 200
+        connection.sendall(b"GET /v1")
+        assert refusal(until_closed(connection))[0] == 408
+
+
+CHAT = b'{"model": "fake", "messages": [{"role": "user", "content": "hi"}]}'
+CHAT = (
+    b"POST /v1/chat/completions " + HEAD + b"content-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(CHAT), CHAT)
+)
+NEXT = [b"GET /v1", b"GET /v1/models " + HEAD + b"content-length: 5\r\n\r\n", CHAT]
+
+
+@pytest.mark.parametrize("second", NEXT)
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_request_before_the_answer_is_dropped(
+    live: Live, engine: Any, second: bytes, apart: bool
+) -> None:
+    going, seen = threading.Event(), threading.Event()
+
+    async def wait(_index: int) -> None:
+        seen.set()
+        await asyncio.to_thread(going.wait)
+
+    engine.before_token = wait
+    with live(**LONG) as port, connect(port) as connection:
+        connection.sendall(CHAT if apart else CHAT + second)
+        assert seen.wait(30)
+        if apart:
+            connection.sendall(second)
+            # An answer on another connection: the server has read the piece before.
+            with connect(port) as other:
+                other.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert status_of_answer(other) == 200
+        going.set()
         answers = until_closed(connection)
         assert answers.startswith(b"HTTP/1.1 200")
-        assert b"HTTP/1.1 408" in answers
+        assert answers.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("second", NEXT)
+def test_a_client_that_leaves_early_is_noticed(live: Live, engine: Any, second: bytes) -> None:
+    seen = threading.Event()
+
+    async def wait(_index: int) -> None:
+        seen.set()
+        await asyncio.Event().wait()
+
+    engine.before_token = wait
+    with live(**LONG) as port:
+        with connect(port) as connection:
+            connection.sendall(CHAT + second)
+            assert seen.wait(30)
+        assert engine.ended.wait(30)
 
 
 def test_too_large_a_body_is_413(live: Live) -> None:

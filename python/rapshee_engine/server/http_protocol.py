@@ -17,7 +17,7 @@ from rapshee_engine.server.settings import ServerSettings
 __all__ = ["BoundedHttpProtocol"]
 
 
-class _HeadersTooLarge(Exception):
+class _Stop(Exception):
     """Raised inside a parser callback, which makes the parser stop."""
 
 
@@ -27,6 +27,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     A request is read in two phases, head (request line and headers) and body, each with a deadline;
     between requests uvicorn's keep-alive timer runs. A client that misses a deadline gets 408, one
     that sends too large a head 431; then the connection is closed.
+
+    Requests are not pipelined: one that comes before the answer to the one before it is complete is
+    dropped, and the connection closed after that answer (RFC 9112, 9.3.2). uvicorn would stop
+    reading then, and so not notice that the client left.
     """
 
     def __init__(
@@ -56,6 +60,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_pipelined():
+            self.cycle.keep_alive = False
+            return
         if self._reading_head:
             self._received_head_bytes += len(data)
             if self._deadline is None:
@@ -66,11 +73,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._refuse(431)
 
     def on_message_begin(self) -> None:
+        if self._is_pipelined():
+            self.cycle.keep_alive = False
+            raise _Stop
         super().on_message_begin()
         self._parsed_head_bytes = 0
-        if self._deadline is None:
-            # It began in the same piece in which the request before it ended.
-            self._set_deadline(self._settings.header_timeout_s)
 
     def on_url(self, url: bytes) -> None:
         self._count_head(len(url))
@@ -94,13 +101,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, _msg: str) -> None:
+        if self._is_pipelined():
+            return
         too_large = self._parsed_head_bytes > self._settings.max_header_bytes
         self._refuse(431 if too_large else 400)
 
     def _count_head(self, num_bytes: int) -> None:
         self._parsed_head_bytes += num_bytes
         if self._parsed_head_bytes > self._settings.max_header_bytes:
-            raise _HeadersTooLarge
+            raise _Stop
 
     def _set_deadline(self, seconds: float) -> None:
         self._clear_deadline()
@@ -112,14 +121,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def _refuse(self, status: int) -> None:
-        """Answer outside the application, unless an answer is under way, and close."""
+        """Answer outside the application, unless its own answer has begun, and close."""
         self._clear_deadline()
-        answering = self.cycle is not None and (
-            self.cycle.response_started and not self.cycle.response_complete
-        )
-        if not answering:
+        if self._reading_head or not self.cycle.response_started:
             self.transport.write(_response(status))
         self.transport.close()
+
+    def _is_pipelined(self) -> bool:
+        """Whether what comes now belongs to a request after the one that is being answered."""
+        return self._reading_head and self.cycle is not None and not self.cycle.response_complete
 
 
 def _response(status: int) -> bytes:

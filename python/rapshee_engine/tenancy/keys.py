@@ -81,17 +81,29 @@ class KeyStore:
 
         ``hand_over`` gets the key, the only time it is seen, before it becomes valid: if it raises,
         the store stays empty. Of several processes that start at once, one makes the key.
+
+        Raises:
+            ConfigError: the key cannot be stored or handed over.
         """
-        with self._db:
-            self._db.execute("BEGIN IMMEDIATE")
-            if self._db.execute("SELECT EXISTS (SELECT 1 FROM keys)").fetchone()[0]:
-                return False
-            key = generate_key()
-            self._db.execute(
-                "INSERT INTO keys (id, hash, created) VALUES (?, ?, ?)",
-                (_key_id(key), _digest(key), int(time.time())),
-            )
-            hand_over(key)
+        try:
+            with self._db:
+                return self._create_first(hand_over)
+        except (sqlite3.Error, OSError) as error:
+            raise ConfigError(
+                f"cannot keep an API key in {self.path.parent}: {error}; set RAPSHEE_HOME to a "
+                "folder that this user can write"
+            ) from None
+
+    def _create_first(self, hand_over: Callable[[str], None]) -> bool:
+        self._db.execute("BEGIN IMMEDIATE")
+        if self._db.execute("SELECT EXISTS (SELECT 1 FROM keys)").fetchone()[0]:
+            return False
+        key = generate_key()
+        self._db.execute(
+            "INSERT INTO keys (id, hash, created) VALUES (?, ?, ?)",
+            (_key_id(key), _digest(key), int(time.time())),
+        )
+        hand_over(key)
         return True
 
     def hash_of(self, key_id: str) -> bytes | None:
