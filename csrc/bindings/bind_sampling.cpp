@@ -1,27 +1,24 @@
 // The sampler by itself, for tests and benchmarks: the rows of one call are sampled in order.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "backend/cpu/cpu_features.h"
 #include "backend/cpu/sampling.h"
-#include "core/error.h"
-
-namespace py = pybind11;
+#include "bindings/array_args.h"
+#include "bindings/bindings.h"
 
 namespace rapshee {
 namespace {
 
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-using States = std::vector<std::pair<Array<int32_t>, int64_t>>;
+namespace py = pybind11;
+using bindings::array_arg;
+
+using States = std::vector<std::pair<py::object, int64_t>>;  // token_ids i32, num_prompt_tokens
 
 // The options of the rows: one-dimensional arrays by name, which the caller keeps alive. Each is to
 // be taken once.
@@ -32,12 +29,8 @@ class Columns {
   template <typename T>
   const T* take(const char* name, py::ssize_t size) {
     RAPSHEE_CHECK(arrays_.contains(name), name, " is missing");
-    const py::object value = arrays_[name];
-    RAPSHEE_CHECK(py::isinstance<Array<T>>(value), name, ": expected a C-contiguous array of ",
-                  py::str(py::dtype::of<T>()).template cast<std::string>());
-    const auto array = py::reinterpret_borrow<Array<T>>(value);
-    RAPSHEE_CHECK(array.ndim() == 1 && array.size() == size, name, ": got ", array.ndim(),
-                  " dimensions and ", array.size(), " elements, expected [", size, "]");
+    const auto array = array_arg<T>(name, arrays_[name], 1);
+    RAPSHEE_CHECK(array.size() == size, name, ": got ", array.size(), " elements, expected ", size);
     ++taken_;
     return array.data();
   }
@@ -59,19 +52,19 @@ void check_range(const char* name, const int32_t* values, int64_t count, int64_t
   }
 }
 
-// One pointer per row: the next mask where the row needs one, else null.
+// One pointer per row: the next of `masks` [n, words] where the row needs one, else null. The
+// caller keeps the array alive.
 std::vector<const uint32_t*> spread_masks(const uint8_t* needs_mask, int num_rows,
-                                          const std::optional<Array<uint32_t>>& masks,
-                                          int64_t vocab) {
+                                          const py::object& masks, int64_t vocab) {
   const int64_t needed =
       std::count_if(needs_mask, needs_mask + num_rows, [](uint8_t needs) { return needs != 0; });
   std::vector<const uint32_t*> pointers(num_rows, nullptr);
   if (needed == 0) return pointers;
   const int64_t words = cpu::ceil_div(vocab, 32);
-  RAPSHEE_CHECK(
-      masks && masks->ndim() == 2 && masks->shape(0) == needed && masks->shape(1) == words,
-      "masks: expected [", needed, ", ", words, "]");
-  const uint32_t* next = masks->data();
+  const auto array = array_arg<uint32_t>("masks", masks, 2);
+  RAPSHEE_CHECK(array.shape(0) == needed && array.shape(1) == words, "masks: got [", array.shape(0),
+                ", ", array.shape(1), "], expected [", needed, ", ", words, "]");
+  const uint32_t* next = array.data();
   for (int r = 0; r < num_rows; ++r) {
     if (needs_mask[r] == 0) continue;
     pointers[r] = next;
@@ -117,6 +110,9 @@ SamplingRows take_rows(Columns& columns, int num_rows, int64_t vocab, int64_t nu
   rows.num_logprobs = columns.take<int32_t>("num_logprobs", num_rows);
   rows.state_slot = columns.take<int32_t>("state_slot", num_rows);
   rows.bias_indptr = columns.take<int32_t>("bias_indptr", num_rows + 1);
+  RAPSHEE_CHECK(
+      rows.bias_indptr[0] == 0 && std::is_sorted(rows.bias_indptr, rows.bias_indptr + num_rows + 1),
+      "bias_indptr must rise from 0");
   const int32_t num_biases = rows.bias_indptr[num_rows];
   rows.bias_ids = columns.take<int32_t>("bias_ids", num_biases);
   rows.bias_values = columns.take<float>("bias_values", num_biases);
@@ -124,18 +120,14 @@ SamplingRows take_rows(Columns& columns, int num_rows, int64_t vocab, int64_t nu
   check_range("num_logprobs", rows.num_logprobs, num_rows, 0, vocab);
   check_range("state_slot", rows.state_slot, num_rows, -1, num_slots - 1);
   check_range("bias_ids", rows.bias_ids, num_biases, 0, vocab - 1);
-  RAPSHEE_CHECK(
-      rows.bias_indptr[0] == 0 && std::is_sorted(rows.bias_indptr, rows.bias_indptr + num_rows + 1),
-      "bias_indptr must rise from 0");
   return rows;
 }
 
 cpu::Sampler make_sampler(int64_t vocab, const States& states) {
   cpu::Sampler sampler(vocab, static_cast<int>(states.size()));
   for (size_t slot = 0; slot < states.size(); ++slot) {
-    const auto& [tokens, num_prompt_tokens] = states[slot];
-    sampler.set_state(static_cast<int>(slot), {tokens.data(), static_cast<size_t>(tokens.size())},
-                      num_prompt_tokens);
+    const auto token_ids = array_arg<int32_t>("states", states[slot].first, 1);
+    sampler.set_state(static_cast<int>(slot), bindings::span_of(token_ids), states[slot].second);
   }
   return sampler;
 }
@@ -147,9 +139,10 @@ py::array_t<T> filled(std::vector<py::ssize_t> shape, T value) {
   return array;
 }
 
-py::tuple sample(const Array<float>& logits, const std::optional<Array<uint32_t>>& masks,
-                 const States& states, const std::string& isa, const py::kwargs& arrays) {
-  RAPSHEE_CHECK(logits.ndim() == 2 && logits.shape(1) > 0, "logits: expected [R, V] with V > 0");
+py::tuple sample(const py::object& logits_object, const py::object& masks, const States& states,
+                 const std::string& isa, const py::kwargs& arrays) {
+  const auto logits = array_arg<float>("logits", logits_object, 2);
+  RAPSHEE_CHECK(logits.shape(1) > 0, "logits: got no columns");
   const int num_rows = static_cast<int>(logits.shape(0));
   const int64_t vocab = logits.shape(1);
   const cpu::KernelTable& kernels = cpu::select_kernels(isa);
@@ -185,9 +178,8 @@ py::tuple sample(const Array<float>& logits, const std::optional<Array<uint32_t>
 }  // namespace
 
 void register_sampling_ops(py::module_& m) {
-  m.def("sample", &sample, py::arg("logits").noconvert(), py::kw_only(),
-        py::arg("masks").noconvert() = py::none(), py::arg("states") = py::tuple(),
-        py::arg("isa") = "",
+  m.def("sample", &sample, py::arg("logits"), py::kw_only(), py::arg("masks") = py::none(),
+        py::arg("states") = py::tuple(), py::arg("isa") = "",
         "Sample rows of logits f32 [R, V], in order, with the columns of ModelRunner.launch that\n"
         "say how. states[i] = (token_ids, num_prompt_tokens) fills state slot i; isa names the\n"
         "kernels, empty: the default. Returns token_ids, logprobs, ranks, top_ids and\n"

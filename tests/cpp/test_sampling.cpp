@@ -312,6 +312,26 @@ TEST_CASE(rounding_cannot_leave_the_allowed_tokens) {
   }
 }
 
+TEST_CASE(extreme_options_stay_finite) {
+  const std::vector<float> logits = {1.0f, 3e38f, -3e38f, 3e38f, 2.0f};
+  const float tiny = std::numeric_limits<float>::denorm_min();
+  for (Options options : kDrawing) {
+    options.temperature = std::min(options.temperature, tiny);
+    options.draw_index = 3;
+    const int32_t token = sample(logits, options).token_id;
+    CHECK(token == 1 || token == 3);
+  }
+  Sampler sampler(5, 1);
+  const std::vector<int32_t> prompt = {0};
+  sampler.set_state(0, prompt, 1);
+  for (Options options : kDrawing) {  // infinity would take all the mass and make it NaN
+    options.repetition_penalty = tiny;
+    options.state_slot = 0;
+    sampler.set_state(0, prompt, 1);
+    CHECK_EQ(sample(sampler, {1.0f, 9.0f, -8.0f, 9.0f, 2.0f}, options).token_id, 0);
+  }
+}
+
 TEST_CASE(rows_that_cannot_be_sampled_get_no_token) {
   for (const float value : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
     for (const size_t size : kSizes) {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rapshee_engine import _core
 from reference import sampling as oracle
 from reference.sampling import RowOptions
@@ -44,7 +46,7 @@ Result = tuple[
 def sample(logits: Logits, rows: Sequence[RowOptions], isa: str = "") -> Result:
     """Pack the rows as `ModelRunner.launch` wants them; each gets a state slot of its own."""
 
-    def column(name: str, dtype: type) -> npt.NDArray[np.generic]:
+    def column(name: str, dtype: type) -> npt.NDArray[Any]:
         return np.array([getattr(row, name) for row in rows], dtype=dtype)
 
     indptr = np.cumsum([0, *(len(row.bias) for row in rows)], dtype=np.int32)
@@ -244,7 +246,7 @@ def test_extreme_repetition_penalty_and_temperature() -> None:
 def test_drawn_tokens_are_counted() -> None:
     """All rows share a slot: each greedy draw lowers its token by 1, so that all take turns."""
     count = 12
-    columns: dict[str, npt.NDArray[np.generic]] = {
+    columns: dict[str, npt.NDArray[Any]] = {
         "temperature": np.zeros(count, np.float32),
         "frequency_penalty": np.ones(count, np.float32),
         "state_slot": np.zeros(count, np.int32),
@@ -255,12 +257,10 @@ def test_drawn_tokens_are_counted() -> None:
     assert sample_columns(logits, columns)[-1] == 0, "a scored token was counted"
 
 
-def sample_columns(
-    logits: Logits, columns: Mapping[str, npt.NDArray[np.generic]]
-) -> npt.NDArray[np.int32]:
+def sample_columns(logits: Logits, columns: Mapping[str, Any]) -> npt.NDArray[np.int32]:
     """Neutral options for all columns that are not given; one empty state slot."""
     count = len(logits)
-    defaults: dict[str, npt.NDArray[np.generic]] = {
+    defaults: dict[str, Any] = {
         "target_ids": np.full(count, -1, np.int32),
         "temperature": np.ones(count, np.float32),
         "top_k": np.zeros(count, np.int32),
@@ -379,6 +379,26 @@ def test_logits_are_left_alone() -> None:
     before = logits.copy()
     sample(logits, [RowOptions(bias={3: 1.0}, top_k=3, allowed=np.arange(100) < 50)])
     np.testing.assert_array_equal(logits, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("temperature", np.zeros(2, np.float64), "temperature: got dtype float64"),
+        ("temperature", np.zeros(3, np.float32), "temperature: got 3 elements, expected 2"),
+        ("seed", np.zeros(4, np.uint64)[::2], "seed: expected a C-contiguous array"),
+        ("target_ids", np.array([0, 10], np.int32), r"target_ids\[1\]: got 10"),
+        ("num_logprobs", np.array([11, 0], np.int32), r"num_logprobs\[0\]: got 11"),
+        ("state_slot", np.array([0, 1], np.int32), r"state_slot\[1\]: got 1"),
+        ("bias_indptr", np.array([0, 2, 1], np.int32), "bias_indptr must rise"),
+        ("bias_indptr", np.array([0, 0, 1], np.int32), "bias_ids: got 0 elements, expected 1"),
+        ("needs_mask", np.array([0, 1], np.uint8), "masks: got <class 'NoneType'>"),
+        ("unknown", np.zeros(2, np.int32), "got 17 columns, expected 16"),
+    ],
+)
+def test_wrong_arrays_are_refused(name: str, value: npt.NDArray[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample_columns(np.zeros((2, 10), np.float32), {name: value})
 
 
 @pytest.mark.parametrize("isa", _core.build_info()["isas"])

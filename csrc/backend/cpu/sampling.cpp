@@ -137,7 +137,6 @@ class Distribution {
   void keep_top_p(float top_p) {
     const double target = top_p * measure();
     const size_t count = collect_top_p(target, top_p);
-    if (count == 0) return;
     const float* mass = scratch_.candidate_mass.data();
     threshold_ = radix_threshold(
         {scratch_.candidates.data(), count}, target,
@@ -145,7 +144,7 @@ class Distribution {
   }
 
   // The token at which the cumulative distribution in id order passes u, 0 <= u < 1. Rounding
-  // cannot leave the survivors: beyond the last of them, it is the last. -1 if the mass is NaN.
+  // cannot leave the survivors: beyond the last of them, it is the last.
   int32_t token_at(double u) {
     const double point = u * measure();
     double reached = 0.0;
@@ -157,7 +156,7 @@ class Distribution {
       before = reached;
       reached += scratch_.chunk_mass[c];
     }
-    return chunk < 0 || std::isnan(reached) ? -1 : token_in_chunk(chunk, point - before);
+    return chunk < 0 ? -1 : token_in_chunk(chunk, point - before);
   }
 
  private:
@@ -178,8 +177,7 @@ class Distribution {
     if (threshold_ != kKeepAll && scratch_.chunk_max[c] < threshold_) return 0.0;
     const std::span<const float> x = logits_.chunk(c);
     const float sum = weigh(x);
-    if (threshold_ == kKeepAll) return sum;
-    return sum_survivors(x);
+    return threshold_ == kKeepAll ? sum : sum_survivors(x);
   }
 
   // In lanes, as the kernels add: a single running sum would wait for each addition.
