@@ -41,6 +41,7 @@ class FakeEngine:
         self.before_token: Callable[[int], Any] = lambda _index: asyncio.sleep(0)
         self.finish_reason: str | None = None
         self.ended = threading.Event()
+        self.closing = threading.Event()
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         self.conversations.append(messages)
@@ -195,7 +196,7 @@ def refusal(chat: Callable[..., httpx.Response]) -> Callable[..., dict[str, Any]
 
 
 @pytest.fixture
-def live(make_app: Callable[..., Any]) -> Callable[..., Any]:
+def live(make_app: Callable[..., Any], engine: FakeEngine) -> Callable[..., Any]:
     """Context manager: the application behind the real HTTP server; yields its port."""
 
     @contextmanager
@@ -207,6 +208,7 @@ def live(make_app: Callable[..., Any]) -> Callable[..., Any]:
                 make_app(max_body_bytes=settings.max_body_bytes),
                 settings,
                 on_listening=listening.set,
+                end_requests=engine.closing.set,
             )
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             port = listener.getsockname()[1]

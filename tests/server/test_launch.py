@@ -34,6 +34,7 @@ class Launched:
         self.while_serving: Callable[[Any], None] = lambda _app: None
         self.loaded: list[tuple[str, dict[str, Any]]] = []
         self.closed = 0
+        self.end_requests: Callable[[], None]
         self.load_error: Exception | None = None
 
         def load(model: str, **options: Any) -> Any:
@@ -43,7 +44,10 @@ class Launched:
             engine.close = self._count_close
             return engine
 
-        def serve(app: Any, _settings: Any, _listener: Any, *, on_listening: Any) -> None:
+        def serve(
+            app: Any, _settings: Any, _listener: Any, *, on_listening: Any, end_requests: Any
+        ) -> None:
+            self.end_requests = end_requests
             on_listening()
             self.while_serving(app)
 
@@ -116,6 +120,8 @@ def test_names_of_one_path_share_an_engine(launched: Launched) -> None:
     launched(models={"a": "/m", "b": "/m", "c": "/n"}, engine_options={"threads": 2})
     assert launched.loaded == [("/m", {"threads": 2}), ("/n", {"threads": 2})]
     assert launched.closed == 2
+    launched.end_requests()
+    assert launched.closed > 2
 
 
 def test_the_first_key_is_shown_on_a_terminal_only_once(

@@ -8,7 +8,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +85,7 @@ def launch(options: LaunchOptions) -> None:
             options.settings,
             listener,
             on_listening=lambda: _announce(url, list(options.models), access),
+            end_requests=lambda: _close_all(engines.values()),
         )
 
 
@@ -92,10 +93,14 @@ def _load_engines(options: LaunchOptions, stack: ExitStack) -> dict[str, AsyncEn
     by_path: dict[str, AsyncEngine] = {}
     for path in options.models.values():
         if path not in by_path:
-            engine = AsyncEngine(model=path, **options.engine_options)
-            stack.callback(engine.close)
-            by_path[path] = engine
+            by_path[path] = AsyncEngine(model=path, **options.engine_options)
+            stack.callback(by_path[path].close)
     return {name: by_path[path] for name, path in options.models.items()}
+
+
+def _close_all(engines: Iterable[AsyncEngine]) -> None:
+    for engine in engines:
+        engine.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import socket
 import sys
@@ -21,12 +22,24 @@ __all__ = ["HttpServer", "bind", "serve"]
 # loop answer soon while it builds a step.
 _SWITCH_INTERVAL_S = 0.0005
 
+# Seconds that requests have to say that the engine was closed, before their tasks are cancelled.
+_LAST_WORDS_S = 5
+
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server that calls back when it listens, and ends normally after a signal."""
+    """uvicorn's server with callbacks, which ends normally after a signal.
+
+    ``on_listening`` is called when clients can connect; ``end_requests``, in a thread, when running
+    requests have had ``shutdown_grace_s`` to end by themselves, and makes them fail.
+    """
 
     def __init__(
-        self, app: ASGIApp, settings: ServerSettings, *, on_listening: Callable[[], None]
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        *,
+        on_listening: Callable[[], None],
+        end_requests: Callable[[], None],
     ) -> None:
         protocol = functools.partial(BoundedHttpProtocol, settings=settings)
         super().__init__(
@@ -41,15 +54,26 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=settings.keep_alive_s,
-                timeout_graceful_shutdown=settings.shutdown_grace_s,
+                timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
             )
         )
+        self._grace_s = settings.shutdown_grace_s
         self._on_listening = on_listening
+        self._end_requests = end_requests
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_after_grace())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_after_grace(self) -> None:
+        await asyncio.sleep(self._grace_s)
+        await asyncio.to_thread(self._end_requests)
 
     def handle_exit(self, _sig: int, _frame: FrameType | None) -> None:
         """Stop gracefully, on a second signal at once. uvicorn's own also remembers the signal and
@@ -88,7 +112,9 @@ def serve(
     listener: socket.socket,
     *,
     on_listening: Callable[[], None],
+    end_requests: Callable[[], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM. Call from the main thread of a process of its own."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    HttpServer(app, settings, on_listening=on_listening).run(sockets=[listener])
+    server = HttpServer(app, settings, on_listening=on_listening, end_requests=end_requests)
+    server.run(sockets=[listener])
