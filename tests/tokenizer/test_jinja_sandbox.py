@@ -38,6 +38,13 @@ def render(source: str, **variables: Any) -> str:
         ("{{ 2.567 | round(1) }} {{ 'x'.ljust(3) }}|{{ 'a\tb'.expandtabs(2) }}", "2.6 x  |a b"),
         ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),
         ("{{ strftime_now('%%') }}", "%"),
+        ("{{ 1 < 2 <= 2 }} {{ 'a' in 'ab' }} {{ 3 not in [1] }}", "True True True"),
+        ("{{ 'x' in missing }} {{ x is defined }} {{ none is none }}", "False False True"),
+        ("{{ 'abc'[1:] }}{{ [1, 2, 3][::-1][0] }}{{ {'a': 1}['a'] }}", "bc31"),
+        (
+            "{{ [1, 2] | sum }} {{ [1, 2] | select('in', [2]) | list }} {{ 2 is eq 2 }}",
+            "3 [2] True",
+        ),
     ],
 )
 def test_ordinary_templates_work(source: str, text: str) -> None:
@@ -91,6 +98,13 @@ def test_ordinary_templates_work(source: str, text: str) -> None:
         "{% for a in range(9999) %}{{ range(9999) | map('string') | list | length }}{% endfor %}",
         "{% for a in range(9999) %}{% set b = 'a' * 4000000 %}{% endfor %}",
         "{{ lipsum(100000) }}",
+        "{{ [[1], [2]] | sum(start=[]) }}",
+        "{% set a = [1] * 1000000 %}{% for i in range(999) %}{{ 2 in a }}{% endfor %}",
+        "{% set a = [1] * 1000000 %}{% for i in range(999) %}{{ 2 is in a }}{% endfor %}",
+        "{% set a = [1] * 1000000 %}{% for i in range(999) %}{{ a | sort | first }}{% endfor %}",
+        "{% set a = 'a' * 1000000 %}{% for i in range(999) %}{{ 'b' in a }}{% endfor %}",
+        "{% set a = 'a' * 1000000 %}{% for i in range(999) %}{% set b = a[1:] %}{% endfor %}",
+        "{% set a = 'a' * 1000000 %}{{ range(9999) | map('string') | select('in', a) | list }}",
     ],
 )
 def test_growth_without_bounds_is_stopped(source: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from contextvars import ContextVar
 from types import TracebackType
 
@@ -15,6 +15,7 @@ __all__ = [
     "MAX_WIDTH",
     "STEP_COST",
     "RenderBudget",
+    "pass_over",
     "require_number",
     "require_size",
     "text_size",
@@ -28,6 +29,7 @@ MAX_WIDTH = 999  # of padding, an indentation, a number in a format
 # A loop step, a filter or a call takes 1 to 6 us of interpreter time, copying a character at most
 # 1 ns. At these prices the whole budget, 262,144 steps, is worth a second or two.
 STEP_COST = 1024
+_ITEM_COST = 32  # comparing or sorting one item of a list
 _MAX_WORK = 1 << 28
 
 
@@ -61,6 +63,16 @@ class RenderBudget:
         budget._left -= work
         if budget._left < 0:
             raise TemplateError("it takes too many steps")
+
+
+def pass_over(value: object) -> None:
+    """Pay for one pass over ``value``.
+
+    Raises:
+        TemplateError: the budget is spent.
+    """
+    if isinstance(value, Sized):
+        RenderBudget.spend(len(value) * (1 if isinstance(value, str) else _ITEM_COST))
 
 
 def require_size(size: int) -> None:

@@ -19,12 +19,14 @@ from jinja2.filters import FILTERS
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.tests import TESTS
 from jinja2.visitor import NodeTransformer
 
 from rapshee_engine.tokenizer.bounds import (
     MAX_RANGE,
     STEP_COST,
     RenderBudget,
+    pass_over,
     require_size,
     text_size,
 )
@@ -59,6 +61,7 @@ _REMOVED_FILTERS = frozenset(
     }
 )
 _STEPS = "_steps"
+_PASS = "_pass"
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
@@ -80,12 +83,14 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             "**": _checked(check_power, operator.pow),
             "%": _checked(check_remainder, operator.mod),
         }
-        filters = {**FILTERS, "tojson": _tojson, _STEPS: _steps}
+        filters = {**FILTERS, "tojson": _tojson, _STEPS: _steps, _PASS: _pass}
         self.filters = {
             name: _metered(name, function)
             for name, function in filters.items()
             if name not in _REMOVED_FILTERS
         }
+        tests = cast("dict[str, Callable[..., Any]]", TESTS)
+        self.tests = {name: _metered_test(function) for name, function in tests.items()}
         del self.globals["lipsum"]
         self.globals |= {
             "range": _range,
@@ -113,7 +118,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         RenderBudget.spend(STEP_COST)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            RenderBudget.spend(len(owner))
+            pass_over(owner)
             check = STR_METHOD_CHECKS.get(__obj.__name__)
             if check is not None:
                 check(owner, *args, **kwargs)
@@ -132,11 +137,22 @@ class _GenerationTag(Extension):
 
 
 class _Meter(NodeTransformer):
-    """Routes loops and ``~`` through filters, which are metered."""
+    """Routes loops, comparisons, slices and ``~`` through filters, which are metered."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
         node.iter = _filter(cast("nodes.Expr", node.iter), _STEPS)
+        return node
+
+    def visit_Operand(self, node: nodes.Operand) -> nodes.Node:
+        self.generic_visit(node)
+        node.expr = _filter(node.expr, _PASS)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            node.node = _filter(node.node, _PASS)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -166,7 +182,8 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def metered(*args: Any, **kwargs: Any) -> Any:
         given = args[1:] if takes_context else args
-        RenderBudget.spend(STEP_COST + (len(given[0]) if isinstance(given[0], Sized) else 0))
+        RenderBudget.spend(STEP_COST)
+        pass_over(given[0])
         if check is not None:
             check(*given, **kwargs)
         result = function(*args, **kwargs)
@@ -175,6 +192,24 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return metered
+
+
+def _metered_test(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A test, such as ``in`` or ``eq``, whose operands are paid for."""
+
+    @wraps(function)
+    def metered(*args: Any) -> Any:
+        RenderBudget.spend(STEP_COST)
+        for operand in args:
+            pass_over(operand)
+        return function(*args)
+
+    return metered
+
+
+def _pass(value: Any) -> Any:
+    """An operand that is about to be compared or copied."""
+    return value
 
 
 def _steps(values: Iterable[Any]) -> Iterable[Any]:

@@ -111,6 +111,12 @@ def _check_round(_: Any, precision: Any = 0, *__: Any, **___: Any) -> None:
     require_number(precision, 100)
 
 
+def _check_sum_filter(_: Any, __: Any = None, start: Any = 0) -> None:
+    # Lists and strings would be copied once an item.
+    if not isinstance(start, (int, float)):
+        raise TemplateError("sum takes numbers")
+
+
 def _check_tojson(value: Any, *args: Any, **options: Any) -> None:
     for option in (*args, *options.values()):
         require_number(option, _MAX_JSON_INDENT)
@@ -127,6 +133,7 @@ FILTER_CHECKS: Mapping[str, Callable[..., None]] = MappingProxyType(
         "replace": _check_replace,
         "round": _check_round,
         "string": _check_printed,
+        "sum": _check_sum_filter,
         "tojson": _check_tojson,
     }
 )
