@@ -99,6 +99,7 @@ def test_strings_for_templates(converted: dict[str, Any]) -> None:
         ({"model": "llama"}, "'llama'"),
         ({"model": None}, "None"),
         ({"pre": "klingon"}, "'klingon'"),
+        ({"pre": ["smollm"]}, "smollm"),
     ],
 )
 def test_unknown_kinds_are_refused_by_name(
@@ -114,7 +115,8 @@ def test_unknown_kinds_are_refused_by_name(
         ({"tokens": None}, "tokens is missing"),
         ({"tokens": []}, "tokens is missing or empty"),
         ({"tokens": [1, 2]}, "list of strings"),
-        ({"token_type": [1]}, "1 token types"),
+        ({"token_type": [1]}, "token_type must be a list of"),
+        ({"token_type": 1}, "token_type must be a list of"),
         ({"merges": None}, "merges is missing"),
         ({"merges": ["ab"]}, "not a pair"),
         ({"merges": ["nosuch token"]}, "merges"),

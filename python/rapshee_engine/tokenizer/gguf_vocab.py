@@ -56,9 +56,9 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], source: str) -> Tokenizer:
         )
     tokens = _strings(metadata, "tokens", source)
     types = metadata.get(_PREFIX + "token_type", [_TokenType.NORMAL] * len(tokens))
-    if len(types) != len(tokens):
-        raise WeightFileError(source, f"{len(tokens)} tokens but {len(types)} token types")
-    rule = pre_tokenizer(metadata.get(_PREFIX + "pre", "default"), source)
+    if not isinstance(types, Sequence) or len(types) != len(tokens):
+        raise WeightFileError(source, f"{_PREFIX}token_type must be a list of {len(tokens)} types")
+    rule = pre_tokenizer(str(metadata.get(_PREFIX + "pre", "default")), source)
     hf = _bpe(tokens, _strings(metadata, "merges", source), rule, source)
     _add_tokens(hf, tokens, types)
     bos = _token_id(metadata, "bos_token_id", len(tokens), source)
