@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from reference.fake_runner import FakeRunner, FakeStepOutput, make_engine
 
 from rapshee_engine.engine.async_engine import AsyncEngine
 from rapshee_engine.engine.engine import Engine
@@ -21,6 +20,7 @@ from rapshee_engine.errors import (
 )
 from rapshee_engine.llm import LLM
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
+from reference.fake_runner import FakeRunner, FakeStepOutput, make_engine
 
 PROMPT = {"prompt_token_ids": [5, 6, 7, 8, 9]}
 FINAL = RequestOutputKind.FINAL_ONLY
@@ -252,9 +252,10 @@ def test_several_event_loops_are_served_at_once(engine: AsyncEngine) -> None:
     for thread in threads:
         thread.join()
     for seed in range(4):
-        assert results[seed][0].outputs == asyncio.run(
-            read(engine, seed=seed, output_kind=FINAL)
-        )[0].outputs
+        assert (
+            results[seed][0].outputs
+            == asyncio.run(read(engine, seed=seed, output_kind=FINAL))[0].outputs
+        )
 
 
 def test_an_event_loop_that_closes_under_its_streams_harms_nobody(
