@@ -61,7 +61,7 @@ class PackedMatrix {
   }
 
   // x [rows, cols] times the transpose, with `threads` threads.
-  FloatArray multiply(const py::object& x_arg, const std::string& isa, bool float_acts,
+  FloatArray multiply(const py::object& x_arg, const std::string& isa, bool float_acts, bool fine,
                       int threads) const {
     const auto x = array_arg<float>("x", x_arg, 2);
     const cpu::PanelLayout& layout = weight_->layout();
@@ -70,20 +70,21 @@ class PackedMatrix {
     FloatArray y = zeros(x.shape(0), layout.rows);
     if (x.shape(0) == 0) return y;
     const KernelTable& kernels = cpu::select_kernels(isa);
-    run(kernels, x.data(), x.shape(0), float_acts, threads, y.mutable_data());
+    run(kernels, x.data(), x.shape(0), float_acts, fine, threads, y.mutable_data());
     return y;
   }
 
  private:
-  void run(const KernelTable& kernels, const float* x, int64_t rows, bool float_acts, int threads,
-           float* y) const {
+  void run(const KernelTable& kernels, const float* x, int64_t rows, bool float_acts, bool fine,
+           int threads, float* y) const {
     const cpu::PanelLayout& layout = weight_->layout();
     const py::gil_scoped_release unlocked;
     const auto pool = ThreadPool::process_pool(threads);
     const auto turn = pool->lock();
     const cpu::ActMemory memory(rows, layout.cols);
-    const ActRows acts = memory.rows_of(layout.cols);
-    const uint8_t forms = cpu::kActF32 | cpu::kActBF16 | cpu::kActQ8;
+    const ActRows acts = memory.rows_of(layout.cols, fine);
+    const uint8_t forms =
+        cpu::kActF32 | cpu::kActBF16 | (fine ? cpu::kActQ8Fine : cpu::kActQ8);
     for (int64_t r = 0; r < rows; ++r) {
       kernels.prepare_row(x + r * layout.cols, layout.cols, nullptr, 0.0f, forms, acts.at(r));
     }
@@ -214,7 +215,7 @@ void register_ops(py::module_& m) {
       .def_property_readonly("nbytes", &PackedMatrix::bytes)
       .def("row", &PackedMatrix::row, arg("index"))
       .def("multiply", &PackedMatrix::multiply, arg("x"), py::kw_only(), arg("isa") = "",
-           arg("float_acts") = false, arg("threads") = 1);
+           arg("float_acts") = false, arg("fine") = false, arg("threads") = 1);
   m.def("op_rms_norm", &rms_norm, arg("x"), arg("weight"), arg("eps"), py::kw_only(),
         arg("isa") = "");
   m.def("op_silu_mul", &silu_mul, arg("gate"), arg("up"), py::kw_only(), arg("isa") = "");

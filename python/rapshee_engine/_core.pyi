@@ -238,10 +238,12 @@ class PackedMatrix:
         *,
         isa: str = "",
         float_acts: bool = False,
+        fine: bool = False,
         threads: int = 1,
     ) -> npt.NDArray[np.float32]:
         """[n, rows] ``x @ matrix.T``. ``float_acts``: activations stay float32 instead of taking
-        the matrix's form (int8 for low-bit, bf16 for bf16)."""
+        the matrix's form (int8 for low-bit, bf16 for bf16). ``fine``: int8 activations have a scale
+        per 16 elements instead of 32."""
 
 def op_rms_norm(
     x: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], eps: float, *, isa: str = ""

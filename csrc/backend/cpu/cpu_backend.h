@@ -36,10 +36,10 @@ class ActMemory {
   ActMemory() = default;
   ActMemory(int64_t rows, int64_t cols);
   // The same memory as rows of `cols` elements (at most those it was made for).
-  ActRows rows_of(int64_t cols) const;
+  ActRows rows_of(int64_t cols, bool fine = false) const;
 
  private:
-  AlignedBuffer f32_, bf16_, q8_, scale_, sum_;
+  AlignedBuffer f32_, bf16_, q8_, scale_, sum_, total_;
 };
 
 class CpuBackend final : public Backend {
@@ -76,6 +76,7 @@ class CpuBackend final : public Backend {
     const CpuBuffer& x;
     const Weight* norm = nullptr;
     std::span<const int32_t> rows = {};
+    bool fine = false;  // quantised with a scale per 16 elements instead of 32
   };
   // One weight of a fused linear operation, and where its product goes.
   struct Product {
@@ -91,7 +92,7 @@ class CpuBackend final : public Backend {
     int seq, begin, end;
   };
 
-  uint8_t form_of(const PanelWeight& weight) const;
+  uint8_t form_of(const PanelWeight& weight, bool fine = false) const;
   ActRow prepare(const Input& in, int64_t row, uint8_t forms, const ActRows& out) const;
   // Calls body(rows, task, worker) for each task, with the input prepared in `forms`.
   template <class Body>

@@ -14,6 +14,7 @@ namespace rapshee::cpu {
 
 inline constexpr int kLanes = 16;         // columns of a weight panel, keys of a cache group
 inline constexpr int kGroup = 32;         // elements of K that share a scale
+inline constexpr int kHalf = kGroup / 2;  // the same for activations quantised finely
 inline constexpr int kSplit = 256;        // keys after which attention closes max, sum and output
 inline constexpr int kVocabChunk = 256;   // tokens that share one partial sum of exponentials
 
@@ -44,6 +45,7 @@ struct ActRow {
   int8_t* q8 = nullptr;
   float* q8_scale = nullptr;
   int32_t* q8_sum = nullptr;
+  float* q8_total = nullptr;
 };
 
 // Rows of activations. Rows are padded with zeros to a multiple of kGroup.
@@ -52,22 +54,26 @@ struct ActRows {
   float* f32 = nullptr;           // [rows, stride]
   uint16_t* bf16 = nullptr;       // [rows, stride]
   int8_t* q8 = nullptr;           // [rows, stride] codes
-  float* q8_scale = nullptr;      // [rows, stride / 32]
-  int32_t* q8_sum = nullptr;      // [rows, stride / 32] sum of the codes of a group
+  float* q8_scale = nullptr;      // [rows, stride / 16] of each half; equal in a group unless fine
+  int32_t* q8_sum = nullptr;      // [rows, stride / 16] sum of the codes of each half
+  float* q8_total = nullptr;      // [rows, stride / 32] sum of scale * code over the group
+  bool fine = false;              // halves have scales of their own
 
   // Row `row` from column `first` (a multiple of kGroup) on.
   ActRow at(int64_t row, int64_t first = 0) const {
     const int64_t i = row * stride + first;
-    return {f32 + i, bf16 + i, q8 + i, q8_scale + i / kGroup, q8_sum + i / kGroup};
+    return {f32 + i, bf16 + i, q8 + i, q8_scale + i / kHalf, q8_sum + i / kHalf,
+            q8_total + i / kGroup};
   }
   // The rows from `row` on.
   ActRows from(int64_t row) const {
-    const ActRow first = at(row);
-    return {stride, first.f32, first.bf16, first.q8, first.q8_scale, first.q8_sum};
+    const ActRow r = at(row);
+    return {stride, r.f32, r.bf16, r.q8, r.q8_scale, r.q8_sum, r.q8_total, fine};
   }
 };
 
-enum ActForm : uint8_t { kActF32 = 1, kActBF16 = 2, kActQ8 = 4 };
+// kActQ8Fine: kActQ8 with a scale for each half of a group.
+enum ActForm : uint8_t { kActF32 = 1, kActBF16 = 2, kActQ8 = 4, kActQ8Fine = 8 };
 
 // What becomes of a panel's product.
 struct LinearOut {
@@ -98,7 +104,7 @@ struct AttentionTile {
 
 struct ChunkStats {
   float max;
-  float sum;       // of exp(x - max)
+  float sum;       // of exp(x - max); NaN where a logit is not finite
   int32_t argmax;  // first index of max
 };
 
@@ -136,7 +142,7 @@ struct KernelTable {
   void (*attention)(DType dtype, const AttentionTile& tile, std::byte* scratch);
   ChunkStats (*chunk_stats)(const float* x, int64_t n);
   // out[i] = exp((x[i] - max) * scale), returns the sum in lane order. out may be x. n is at most
-  // kVocabChunk for the order of the sum to be that of the contract.
+  // kVocabChunk for the order of the sum to be that of the contract. exp(-inf) is exactly 0.
   float (*exp_chunk)(const float* x, int64_t n, float max, float scale, float* out);
 };
 
