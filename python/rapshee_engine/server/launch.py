@@ -31,7 +31,8 @@ INITIAL_KEY_FILE = "initial-key"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOptions:
-    """
+    """What a server process is made from.
+
     Attributes:
         models: served name -> path; names with the same path share one engine.
         engine_options: keyword arguments of every `AsyncEngine`, without ``model``.

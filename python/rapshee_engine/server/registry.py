@@ -97,7 +97,8 @@ class EngineRegistry:
         return iter(self._models.values())
 
     def get(self, name: str) -> ServedModel:
-        """
+        """The model of that name.
+
         Raises:
             ApiError: 404, no such model.
         """

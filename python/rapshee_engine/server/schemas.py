@@ -147,7 +147,8 @@ class ChatRequest(Struct):
         ]
 
     def sampling_params(self) -> SamplingParams:
-        """
+        """The request's options for the engine.
+
         Raises:
             InvalidRequestError: a value that only the engine's own bounds exclude.
         """
@@ -170,7 +171,8 @@ class ChatRequest(Struct):
 
 
 def parse_chat_request(body: bytes, unknown_fields: UnknownFieldLog) -> ChatRequest:
-    """
+    """The request in a JSON body.
+
     Raises:
         ApiError: 400 naming the field at fault.
     """

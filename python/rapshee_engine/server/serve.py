@@ -50,6 +50,8 @@ class HttpServer(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                # Its warnings are about what clients sent: nothing for the operator to act on.
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

@@ -57,7 +57,8 @@ class KeyStore:
     """
 
     def __init__(self, home: Path) -> None:
-        """
+        """Open the store, or make it.
+
         Raises:
             ConfigError: the folder cannot be written, or its ``state.db`` is not ours.
         """
@@ -148,7 +149,8 @@ def _digest(key: str) -> bytes:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """
+    """The database, with its table.
+
     Raises:
         ConfigError: the file is no state database of this version.
     """

@@ -104,7 +104,8 @@ async def _events(
 
 
 def _check_context(num_prompt_tokens: int, chat: ChatRequest, max_model_len: int) -> None:
-    """
+    """Check that prompt and completion fit.
+
     Raises:
         ContextLengthError: the prompt leaves no room, or not the room that was asked for.
     """
