@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -203,18 +204,13 @@ def readable() -> SamplingParams:
     return params(allowed_token_ids=letters, max_tokens=20)
 
 
-def with_stop(options: SamplingParams, **changes: Any) -> SamplingParams:
-    fields = {name: getattr(options, name) for name in SamplingParams.__slots__}
-    return SamplingParams(**{**fields, **changes})
-
-
 @ASYNC
 def test_a_stop_string_ends_the_text_before_it(async_scheduling: bool) -> None:
     full = alone(make_engine(), readable()).outputs[0]
     stop = full.text[6:9]
     cut = full.text.index(stop)
     engine = make_engine(async_scheduling=async_scheduling)
-    output = alone(engine, with_stop(readable(), stop=["no such text", stop])).outputs[0]
+    output = alone(engine, replace(readable(), stop=["no such text", stop])).outputs[0]
     assert output.text == full.text[:cut]
     assert output.token_ids == full.token_ids[: cut + 3]
     assert (output.finish_reason, output.stop_reason) == ("stop", stop)
@@ -223,7 +219,7 @@ def test_a_stop_string_ends_the_text_before_it(async_scheduling: bool) -> None:
 def test_a_stop_string_can_be_kept() -> None:
     full = alone(make_engine(), readable()).outputs[0]
     stop = full.text[6:9]
-    options = with_stop(readable(), stop=stop, include_stop_str_in_output=True)
+    options = replace(readable(), stop=stop, include_stop_str_in_output=True)
     output = alone(make_engine(), options).outputs[0]
     assert output.text == full.text[: full.text.index(stop) + 3]
 
@@ -231,7 +227,7 @@ def test_a_stop_string_can_be_kept() -> None:
 def test_a_stop_string_in_the_last_token_is_a_stop() -> None:
     full = alone(make_engine(), readable()).outputs[0]
     cut = full.text.index(full.text[6:9])
-    options = with_stop(readable(), stop=full.text[6:9], max_tokens=cut + 3)
+    options = replace(readable(), stop=full.text[6:9], max_tokens=cut + 3)
     assert alone(make_engine(), options).outputs[0].finish_reason == "stop"
 
 
@@ -345,6 +341,7 @@ def test_prompt_logprobs_cover_the_prompt(budget: int) -> None:
     assert output.prompt_logprobs[0] is None
     assert [next(iter(e)) for e in output.prompt_logprobs if e is not None] == PROMPT[1:]
     assert output.num_cached_tokens == 0
+    assert engine.stats.prefix_cache_hits == 16  # the second completion's
 
 
 # Streams
@@ -421,7 +418,8 @@ def test_a_dead_runner_ends_everything(where: str, async_scheduling: bool) -> No
     getattr(runner_of(engine), where)[2] = EngineDeadError("the device is gone")
     failures = drain(engine)
     assert {f.request_id for f in failures} == {"a", "b"}
-    assert all(isinstance(f, RequestFailure) and f.error is engine.dead for f in failures)
+    assert all(isinstance(f, RequestFailure) for f in failures)
+    assert all(isinstance(f.error, EngineDeadError) for f in failures)  # type: ignore[union-attr]
     with pytest.raises(EngineDeadError, match="the device is gone"):
         engine.add_request("c", {"prompt_token_ids": PROMPT}, params())
     engine.close()
@@ -491,14 +489,15 @@ def test_the_fingerprint_is_that_of_the_runner() -> None:
 
 def test_stats_count() -> None:
     engine = make_engine()
-    for name in "ab":
+    for _ in range(2):
         generate(engine, PROMPT, params(n=2))
-        assert name
     stats = engine.stats
     assert stats.prompt_tokens == 2 * len(PROMPT)
     assert stats.generation_tokens == 2 * 2 * 8
     assert stats.finished == {"stop": 0, "length": 4, "abort": 0, "error": 0}
     assert stats.time_to_first_token.count == 2
+    assert stats.queue_time.count == 2 * 2
+    assert stats.prefix_cache_queries == 2 * 2 * len(PROMPT)
     assert stats.inter_token_latency.count == 2 * 2 * 7
     assert stats.request_generation_tokens.total == 32
     assert (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0.0)

@@ -82,10 +82,10 @@ def test_forgotten_blocks_are_not_found(cache: PrefixCache) -> None:
     cache.check_integrity()
 
 
-def test_prompt_logprobs_neither_match_nor_insert(cache: PrefixCache) -> None:
+def test_prompt_logprobs_find_nothing_but_can_be_found(cache: PrefixCache) -> None:
     assert cache.match(request(list(range(13)), prompt_logprobs=1)) == []
     cache.insert(computed(list(range(50, 58)), [1, 2], prompt_logprobs=1))
-    assert 1 not in cache
+    assert cache.match(request(list(range(50, 59)))) == [1, 2]
 
 
 def test_a_disabled_cache_holds_nothing() -> None:

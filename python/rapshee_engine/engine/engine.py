@@ -211,10 +211,11 @@ class Engine:
     def _advance(self) -> None:
         step = self.scheduler.schedule()
         if step is not None:
+            self._observe_admissions(step)
             self._launch(step)
         if self._in_flight and (step is None or len(self._in_flight) > self._max_in_flight):
             self._collect(*self._in_flight.popleft())
-        self._update_stats(step)
+        self._observe_load()
 
     def _launch(self, step: ScheduledStep) -> None:
         try:
@@ -270,17 +271,18 @@ class Engine:
 
     def _fail(self, step: ScheduledStep, error: Exception) -> None:
         """The requests of a failed step end; a request ends as a whole."""
-        failure = error if isinstance(error, StepError) else StepError(f"a step failed: {error}")
-        failure.__cause__ = error.__cause__ or error
+        message = str(error) if isinstance(error, StepError) else f"a step failed: {error}"
         for request in self.scheduler.fail(step):
             entry = self._completions.get(request)
             if entry is not None:
-                self._fail_group(entry[0], failure)
+                self._fail_group(entry[0], StepError(message), error)
 
-    def _fail_group(self, group: RequestGroup, error: RapsheeError) -> None:
+    def _fail_group(self, group: RequestGroup, failure: RapsheeError, cause: Exception) -> None:
+        """``failure`` belongs to this request alone: whoever reads it may raise it."""
+        failure.__cause__ = cause
         self._end(group, RequestStatus.FAILED)
         self._changed.pop(group, None)
-        self._events.append(RequestFailure(group.request_id, error))
+        self._events.append(RequestFailure(group.request_id, failure))
 
     def _die(self, error: Exception) -> None:
         if isinstance(error, EngineDeadError):
@@ -290,7 +292,7 @@ class Engine:
             self.dead.__cause__ = error
         self._in_flight.clear()
         for group in list(self._groups.values()):
-            self._fail_group(group, self.dead)
+            self._fail_group(group, EngineDeadError(str(self.dead)), self.dead)
 
     def _end(self, group: RequestGroup, status: RequestStatus) -> None:
         for completion in group.completions:
@@ -324,22 +326,22 @@ class Engine:
 
     # Statistics
 
-    def _update_stats(self, step: ScheduledStep | None) -> None:
+    def _observe_admissions(self, step: ScheduledStep) -> None:
+        stats = self.stats
+        stats.num_steps += 1
+        for request in step.admitted:
+            if not request.num_preemptions:
+                group, _ = self._completions[request]
+                stats.queue_time.observe(time.monotonic() - group.arrival_time)
+                stats.prefix_cache_queries += request.num_prompt_tokens
+                stats.prefix_cache_hits += request.num_cached_tokens
+
+    def _observe_load(self) -> None:
         scheduler, stats = self.scheduler, self.stats
         stats.num_running = len(scheduler.running)
         stats.num_waiting = len(scheduler.waiting)
         stats.num_preemptions = scheduler.num_preemptions
         stats.kv_cache_usage = 1.0 - scheduler.pool.num_free / scheduler.pool.num_blocks
-        if step is None:
-            return
-        stats.num_steps += 1
-        now = time.monotonic()
-        for request in step.admitted:
-            entry = self._completions.get(request)
-            if entry is not None and not request.num_preemptions:
-                stats.queue_time.observe(now - entry[0].arrival_time)
-                stats.prefix_cache_queries += request.num_prompt_tokens
-                stats.prefix_cache_hits += request.num_cached_tokens
 
     def _observe_token(self, group: RequestGroup, completion: Completion, now: float) -> None:
         self.stats.generation_tokens += 1

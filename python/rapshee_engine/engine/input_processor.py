@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rapshee_engine.engine.output_processor import Completion, RequestGroup
@@ -166,12 +166,14 @@ class InputProcessor:
         stop_token_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop_token_ids |= self.eos_token_ids
+        # The prompt is scored once; the other completions find its blocks in the prefix cache.
+        unscored = replace(params, prompt_logprobs=None)
         requests: list[Request] = []
         for index in range(params.n):
             request = Request(
                 f"{request_id}/{index}",
                 token_ids,
-                params,
+                params if index == 0 else unscored,
                 max_tokens=max_tokens,
                 seed=(seed + index) % (1 << 64),
                 stop_token_ids=stop_token_ids,

@@ -142,7 +142,7 @@ class RequestGroup:
     ) -> None:
         """Take a sequence's rows of a step, beginning with ``row``."""
         params = self.sampling_params
-        if sequence.num_scored and completion.index == 0 and self.prompt_logprobs is not None:
+        if sequence.num_scored and self.prompt_logprobs is not None:
             num_top = params.prompt_logprobs or 0
             for index in range(row, row + sequence.num_scored):
                 self.prompt_logprobs.append(rows.logprobs(index, num_top))

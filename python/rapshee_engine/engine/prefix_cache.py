@@ -35,7 +35,8 @@ class PrefixCache:
         return len(self._digest_of)
 
     def match(self, request: Request) -> list[int]:
-        """Blocks of the longest cached beginning, which leaves at least one token to compute."""
+        """Blocks of the longest cached beginning, which leaves at least one token to compute.
+        Nothing for a request that wants every prompt row computed."""
         blocks: list[int] = []
         if not (self.enabled and request.use_prefix_cache):
             return blocks
@@ -52,7 +53,7 @@ class PrefixCache:
         num_full = request.num_collected_tokens // self.block_size
         if num_full == request.num_hashed_blocks:
             return
-        if self.enabled and request.use_prefix_cache:
+        if self.enabled:
             for index in range(request.num_hashed_blocks, num_full):
                 digest, block = self._digest(request, index), request.block_table[index]
                 if digest not in self._block_of:

@@ -34,7 +34,8 @@ class Request:
         max_tokens: most tokens to generate, resolved.
         seed: 0 <= seed < 2**64.
         stop_token_ids: tokens that end it, end-of-sequence included unless ignored.
-        use_prefix_cache: prompt log-probabilities need every prompt row computed.
+        use_prefix_cache: whether cached blocks may stand for its prompt; prompt log-probabilities
+            need every prompt row computed.
         leader: a request with the same prompt that arrived before; while it computes the prompt
             this one waits, to find the blocks in the prefix cache.
         arrival: position in the order of arrival.
