@@ -103,6 +103,13 @@ def test_reads_nested_arrays(tmp_path: Path) -> None:
     assert read(tmp_path, data).metadata == {"key": [[1, 2], []]}
 
 
+def test_items_of_all_arrays_are_bounded_together(tmp_path: Path) -> None:
+    half = struct.pack("<I", 9) + array(0, 5 << 20, bytes(5 << 20))
+    keys = b"".join(string(f"key{i}") + half for i in range(2))
+    with pytest.raises(WeightFileError, match="key1: array of 5242880 items"):
+        read(tmp_path, build_gguf(keys, num_keys=2))
+
+
 def test_alignment_of_the_metadata_is_used(tmp_path: Path) -> None:
     metadata = {"general.alignment": 256}
     data = build_gguf(metadata, [TensorRecord("w", (2,), F32, 0)], bytes(8), alignment=256)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rapshee_engine.errors import ConfigError, UnsupportedModelError, WeightFileError
+from rapshee_engine.weights.gguf import GGUFFile, read_gguf
 from rapshee_engine.weights.loader import Checkpoint, load_checkpoint
 from reference.gguf_writer import write_gguf
 from reference.quant import decode
@@ -240,6 +241,20 @@ def test_shapes_must_fit_the_configuration(tmp_path: Path) -> None:
     with pytest.raises(WeightFileError, match=r"must have shape \[128, 64\], got \[96, 64\]") as c:
         load_checkpoint(path)
     assert c.value.tensor == "blk.0.ffn_gate.weight"
+
+
+def test_a_file_that_shrinks_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = gguf_file(tmp_path, rope_scaling=LLAMA3)
+
+    def read_then_truncate(file: Path) -> GGUFFile:
+        header = read_gguf(file)
+        os.truncate(file, header.tensors["rope_freqs.weight"].offset + 1)
+        return header
+
+    monkeypatch.setattr("rapshee_engine.weights.loader.read_gguf", read_then_truncate)
+    with pytest.raises(WeightFileError, match="is truncated") as caught:
+        load_checkpoint(path)
+    assert caught.value.tensor == "rope_freqs.weight"
 
 
 @pytest.mark.parametrize(("dtype", "shape"), [("f16", (8,)), ("f32", (2, 4)), ("f32", (4096,))])

@@ -152,10 +152,8 @@ def match_tensors(
                 file, f"must have shape {list(expected)}, got {list(shapes[name])}", tensor=name
             )
         matched[canonical] = name
-    used = set(matched.values())
-    if config.tie_embeddings:
-        # Some tied checkpoints store the projection again; the configuration decides.
-        used.add(names.file_name("head.weight"))
+    # Some tied checkpoints store the projection again; the configuration decides.
+    used = {*matched.values(), names.file_name("head.weight")}
     for name in shapes:
         if name not in used and not names.ignored.fullmatch(name):
             raise UnsupportedModelError(
