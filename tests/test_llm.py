@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from reference.fake_runner import FakeRunner, FakeStepOutput, make_engine
 
 from rapshee_engine.errors import (
     ConfigError,
@@ -17,6 +16,7 @@ from rapshee_engine.errors import (
 )
 from rapshee_engine.llm import LLM
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
+from reference.fake_runner import FakeRunner, FakeStepOutput, make_engine
 
 
 def params(**options: Any) -> SamplingParams:

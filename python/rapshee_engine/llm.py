@@ -55,6 +55,7 @@ class LLM:
     def _start(self, engine: Engine) -> None:
         self._engine = engine
         self._request_ids = itertools.count()
+        self._is_closed = False
         # The steps run on a thread of their own: Ctrl-C reaches the main thread between any two
         # bytecodes, and must not tear a step apart.
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rapshee-engine")
@@ -77,6 +78,8 @@ class LLM:
             StepError: a step failed; all requests of this call were ended.
             EngineClosedError, EngineDeadError: no step can run any more.
         """
+        if self._is_closed:
+            raise EngineClosedError("the engine is closed")
         batch = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
         groups = [
             self._process(prompt, params)
@@ -106,6 +109,7 @@ class LLM:
 
     def close(self) -> None:
         """Give all memory back. Idempotent."""
+        self._is_closed = True
         self._executor.shutdown()
         self._engine.close()
 
@@ -125,15 +129,17 @@ class LLM:
     def _run(self, groups: list[RequestGroup], use_tqdm: bool) -> list[RequestOutput]:
         interrupted = threading.Event()
         try:
-            future = self._executor.submit(_run_to_end, self._engine, groups, use_tqdm, interrupted)
-        except RuntimeError as error:  # the executor was shut down
-            raise EngineClosedError("the engine is closed") from error
-        try:
-            return future.result()
-        except KeyboardInterrupt:
+            return self._executor.submit(
+                _run_to_end, self._engine, groups, use_tqdm, interrupted
+            ).result()
+        except KeyboardInterrupt:  # wherever it hit: the call may not even have begun
             interrupted.set()
-            future.exception()  # until the requests are aborted
+            self._executor.submit(_nothing).result()  # runs when the requests are aborted
             raise
+
+
+def _nothing() -> None:
+    pass
 
 
 def _per_prompt(

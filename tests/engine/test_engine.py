@@ -426,6 +426,29 @@ def test_a_dead_runner_ends_everything(where: str, async_scheduling: bool) -> No
     assert runner_of(engine).is_closed
 
 
+class BrokenDetokenizer:
+    def push(self, token_ids: Sequence[int]) -> str:
+        raise ZeroDivisionError(f"no text for {token_ids}")
+
+    def finish(self) -> str:
+        return ""
+
+
+def test_text_that_cannot_be_made_concerns_its_request_alone() -> None:
+    engine = make_engine()
+    prompt = {"prompt_token_ids": PROMPT}
+    group = engine.input_processor.process("broken", prompt, params(n=2))
+    group.completions[1]._detokenizer = BrokenDetokenizer()  # type: ignore[assignment]
+    engine.add(group)
+    engine.add_request("good", prompt, params())
+    failure, output = sorted(drain(engine), key=lambda event: event.request_id)
+    assert isinstance(failure, RequestFailure)
+    assert isinstance(failure.error.__cause__, ZeroDivisionError)
+    assert isinstance(output, RequestOutput)
+    assert output.outputs == alone(make_engine(), params()).outputs
+    assert engine.dead is None
+
+
 def test_a_bug_in_the_loop_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
     engine.add_request("a", {"prompt_token_ids": PROMPT}, params())

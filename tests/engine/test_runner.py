@@ -185,6 +185,10 @@ SCENES: dict[str, tuple[Callable[[Engine, SamplingParams], RequestOutput], dict[
     "among others, in chunks of 9": (among_others, {"max_num_batched_tokens": 9}),
     "after the same prompt": (after_the_same_prompt, {}),
     "preempted": (preempted, {"kv_cache_memory_bytes": 7 * BLOCK_BYTES}),
+    "preempted, a step in flight": (
+        preempted,
+        {"kv_cache_memory_bytes": 7 * BLOCK_BYTES, "async_scheduling": True},
+    ),
 }
 
 

@@ -253,12 +253,19 @@ class Engine:
         now = time.monotonic()
         accepted = self.scheduler.update(step, drawn)
         for sequence, row in zip(accepted, first_rows, strict=True):
-            if sequence is not None and (sequence.samples or sequence.num_scored):
-                self._take_rows(sequence, rows, row, now)
+            if sequence is None or sequence.request not in self._completions:
+                continue
+            group, completion = self._completions[sequence.request]
+            try:
+                group.take_rows(completion, sequence, rows, row)
+                self._settle(group, completion, sequence, now)
+            except Exception as error:  # text that cannot be made concerns this request alone
+                self._fail_group(group, StepError(f"a step failed: {error}"), error)
 
-    def _take_rows(self, sequence: ScheduledSequence, rows: StepRows, row: int, now: float) -> None:
-        group, completion = self._completions[sequence.request]
-        group.take_rows(completion, sequence, rows, row)
+    def _settle(
+        self, group: RequestGroup, completion: Completion, sequence: ScheduledSequence, now: float
+    ) -> None:
+        """What follows from a sequence's new rows: an output, statistics, perhaps its end."""
         if completion.stop_string is not None:
             self.scheduler.finish(sequence.request, RequestStatus.STOPPED)
         if sequence.samples:
