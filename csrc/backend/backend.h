@@ -53,9 +53,9 @@ class Buffer {
 
 // One ragged batch. Host arrays, already range-checked, alive until end_step.
 struct Batch {
-  int num_tokens = 0;  // T
-  int num_seqs = 0;    // S
-  int max_blocks = 0;  // M
+  int num_tokens = 0;                        // T
+  int num_seqs = 0;                          // S
+  int max_blocks = 0;                        // M
   const int32_t* token_ids = nullptr;        // [T] < 0: row ~id of the previous step's samples
   const int32_t* positions = nullptr;        // [T]
   const int64_t* slot_mapping = nullptr;     // [T] block * block_size + offset; -1: not written
@@ -71,34 +71,34 @@ struct Linear {
 };
 
 struct NormQkvArgs {
-  const Buffer& x;      // [T, hidden] residual stream
-  const Weight& norm;   // [hidden]
+  const Buffer& x;     // [T, hidden] residual stream
+  const Weight& norm;  // [hidden]
   Linear q, k, v;
-  Buffer& qkv;          // [T, q_size + 2 * kv_size]
+  Buffer& qkv;  // [T, q_size + 2 * kv_size]
 };
 
 struct AttentionArgs {
   int layer = 0;
-  Buffer& qkv;    // rotated in place by qk_norm_rope_cache
-  Buffer& out;    // [T, q_size]
+  Buffer& qkv;  // rotated in place by qk_norm_rope_cache
+  Buffer& out;  // [T, q_size]
 };
 
 struct OutProjArgs {
   const Buffer& attention;  // [T, q_size]
   Linear out;
-  Buffer& x;                // [T, hidden]; the result is added
+  Buffer& x;  // [T, hidden]; the result is added
 };
 
 struct GatedMlpArgs {
   const Weight& norm;  // [hidden]
   Linear gate, up, down;
-  Buffer& x;           // [T, hidden]; read, then the result is added
+  Buffer& x;  // [T, hidden]; read, then the result is added
 };
 
 struct HeadArgs {
-  const Buffer& x;              // [T, hidden]
-  const Weight& norm;           // [hidden]
-  const Weight& weight;         // [vocab, hidden]
+  const Buffer& x;                // [T, hidden]
+  const Weight& norm;             // [hidden]
+  const Weight& weight;           // [vocab, hidden]
   std::span<const int32_t> rows;  // of x; at most Backend::max_head_rows()
   // [rows] Whether sampling will need the row's logits. Where not (greedy rows without anything
   // that changes or lists logits), arg-max and log-sum-exp are all that is kept.

@@ -49,11 +49,10 @@ ModelConfig make_config(int64_t vocab_size, int64_t hidden_size, int64_t interme
 
 void register_model(py::module_& m) {
   using py::arg;
-  py::class_<Rope>(m, "Rope")
-      .def(py::init([](std::vector<float> inv_freq, float attention_factor) {
-             return Rope{std::move(inv_freq), attention_factor};
-           }),
-           arg("inv_freq"), arg("attention_factor") = 1.0f);
+  py::class_<Rope>(m, "Rope").def(py::init([](std::vector<float> inv_freq, float attention_factor) {
+                                    return Rope{std::move(inv_freq), attention_factor};
+                                  }),
+                                  arg("inv_freq"), arg("attention_factor") = 1.0f);
   py::class_<LayerConfig>(m, "LayerConfig")
       .def(py::init([](int rope, int window) { return LayerConfig{rope, window}; }),
            arg("rope") = 0, arg("window") = 0);
@@ -68,8 +67,9 @@ void register_model(py::module_& m) {
                        std::string file, int64_t offset, int64_t nbytes) {
              RAPSHEE_CHECK(offset >= 0 && nbytes >= 0, "tensor ", name, ": offset ", offset,
                            ", nbytes ", nbytes, "; expected 0 or more");
-             return TensorEntry{std::move(name), parse_dtype(dtype), std::move(shape),
-                                std::move(file),  offset,             nbytes};
+             return TensorEntry{std::move(name),  parse_dtype(dtype),
+                                std::move(shape), std::move(file),
+                                offset,           nbytes};
            }),
            arg("name"), arg("dtype"), arg("shape"), arg("file"), arg("offset"), arg("nbytes"));
 }

@@ -31,9 +31,9 @@ class PackedMatrix {
  public:
   PackedMatrix(const py::object& data, const std::string& dtype, int64_t rows, int64_t cols,
                const std::string& compute)
-      : compute_(compute == "float32" ? ComputeType::kFloat32
-                                      : compute == "bfloat16" ? ComputeType::kBFloat16
-                                                              : ComputeType::kAuto) {
+      : compute_(compute == "float32"    ? ComputeType::kFloat32
+                 : compute == "bfloat16" ? ComputeType::kBFloat16
+                                         : ComputeType::kAuto) {
     const auto bytes = array_arg<uint8_t>("data", data, 1);
     RAPSHEE_CHECK(rows >= 1 && cols >= 1, "shape: got [", rows, ", ", cols, "]");
     const DType type = parse_dtype(dtype);
@@ -41,14 +41,13 @@ class PackedMatrix {
     RAPSHEE_CHECK(bytes.size() == rows * row, "data: got ", bytes.size(), " bytes, expected ",
                   rows * row);
     const uint8_t* from = bytes.data();
-    const WeightSource source{"matrix", type, rows, cols,
-                              [=](int64_t begin, int64_t end, std::byte* to) {
-                                std::memcpy(to, from + begin * row,
-                                            static_cast<size_t>((end - begin) * row));
-                              }};
+    const WeightSource source{
+        "matrix", type, rows, cols, [=](int64_t begin, int64_t end, std::byte* to) {
+          std::memcpy(to, from + begin * row, static_cast<size_t>((end - begin) * row));
+        }};
     ThreadPool pool(1);
     const auto turn = pool.lock();
-    weight_ = cpu::pack_matrix(source, compute_, pool, 1);
+    weight_ = cpu::pack_matrix(source, compute_, arena_, pool, 1);
   }
 
   size_t bytes() const { return weight_->bytes(); }
@@ -83,8 +82,7 @@ class PackedMatrix {
     const auto turn = pool->lock();
     const cpu::ActMemory memory(rows, layout.cols);
     const ActRows acts = memory.rows_of(layout.cols, fine);
-    const uint8_t forms =
-        cpu::kActF32 | cpu::kActBF16 | (fine ? cpu::kActQ8Fine : cpu::kActQ8);
+    const uint8_t forms = cpu::kActF32 | cpu::kActBF16 | (fine ? cpu::kActQ8Fine : cpu::kActQ8);
     for (int64_t r = 0; r < rows; ++r) {
       kernels.prepare_row(x + r * layout.cols, layout.cols, nullptr, 0.0f, forms, acts.at(r));
     }
@@ -104,6 +102,7 @@ class PackedMatrix {
   }
 
   ComputeType compute_;
+  cpu::WeightArena arena_;
   std::unique_ptr<cpu::PanelWeight> weight_;
 };
 
@@ -152,10 +151,10 @@ FloatArray rope(const py::object& heads_arg, const py::object& cos_arg, const py
 
 // Attention of one KV head: q [T, group, d] at positions [T], over k and v [L, d], which are first
 // written to a paged cache in the order of block_table.
-FloatArray paged_attention(const py::object& q_arg, const py::object& k_arg, const py::object& v_arg,
-                           const py::object& positions_arg, const py::object& table_arg,
-                           int block_size, const std::string& dtype, float scale, int window,
-                           const std::string& isa) {
+FloatArray paged_attention(const py::object& q_arg, const py::object& k_arg,
+                           const py::object& v_arg, const py::object& positions_arg,
+                           const py::object& table_arg, int block_size, const std::string& dtype,
+                           float scale, int window, const std::string& isa) {
   const auto q = array_arg<float>("q", q_arg, 3);
   const auto k = array_arg<float>("k", k_arg, 2), v = array_arg<float>("v", v_arg, 2);
   const auto positions = array_arg<int32_t>("positions", positions_arg, 1);

@@ -24,7 +24,8 @@ std::unique_ptr<ModelRunner> make_runner(const ModelConfig& config,
                                          const std::vector<TensorEntry>& entries,
                                          const std::string& device, const std::string& dtype,
                                          int num_blocks, int block_size, int max_num_tokens,
-                                         int max_num_seqs, int threads, const py::object& progress) {
+                                         int max_num_seqs, int threads,
+                                         const py::object& progress) {
   const RunnerOptions options{.device = device,
                               .compute = parse_compute(dtype),
                               .num_blocks = num_blocks,
@@ -148,12 +149,9 @@ void register_runner(py::module_& m) {
   py::class_<ModelRunner>(m, "ModelRunner")
       .def(py::init(&make_runner), arg("config"), arg("entries"), py::kw_only(),
            arg("device") = "cpu", arg("dtype") = "auto", arg("num_blocks"), arg("block_size"),
-           arg("max_num_tokens"), arg("max_num_seqs"), arg("threads"),
-           arg("progress") = py::none())
-      .def("launch",
-           [](ModelRunner& runner, const py::kwargs& arrays) {
-             return runner.launch(parse_step(arrays));
-           })
+           arg("max_num_tokens"), arg("max_num_seqs"), arg("threads"), arg("progress") = py::none())
+      .def("launch", [](ModelRunner& runner,
+                        const py::kwargs& arrays) { return runner.launch(parse_step(arrays)); })
       .def("set_masks", &set_masks, arg("ticket"), arg("masks"))
       .def("collect", &collect, arg("ticket"))
       .def("set_state", &set_state, arg("slot"), arg("token_ids"), arg("num_prompt_tokens"))

@@ -10,6 +10,7 @@ void register_model(pybind11::module_& m);
 void register_runner(pybind11::module_& m);
 void register_devices(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
+void register_roofline(pybind11::module_& m);
 
 }  // namespace rapshee::bindings
 

@@ -9,5 +9,6 @@ PYBIND11_MODULE(_core, m) {
   register_model(m);
   register_runner(m);
   register_ops(m);
+  register_roofline(m);
   rapshee::register_sampling_ops(m);
 }

@@ -16,8 +16,8 @@ void check_range(const char* field, int64_t value, int64_t most) {
 }
 
 void check_rope(const Rope& rope, int head_dim) {
-  RAPSHEE_CHECK(2 * rope.inv_freq.size() <= static_cast<size_t>(head_dim),
-                "inv_freq: got ", rope.inv_freq.size(), " frequencies, head_dim is ", head_dim);
+  RAPSHEE_CHECK(2 * rope.inv_freq.size() <= static_cast<size_t>(head_dim), "inv_freq: got ",
+                rope.inv_freq.size(), " frequencies, head_dim is ", head_dim);
   RAPSHEE_CHECK(std::isfinite(rope.attention_factor), "attention_factor: not finite");
   for (float f : rope.inv_freq) RAPSHEE_CHECK(std::isfinite(f), "inv_freq: not finite");
 }

@@ -55,8 +55,10 @@ class Loader {
       const std::string at = "layers." + std::to_string(i) + ".";
       LayerWeights& layer = w.layers.emplace_back();
       layer.attn_norm = vector(at + "attn_norm.weight", hidden);
-      layer.q = linear(at + "q", config_.q_size(), hidden, config_.qkv_bias, config_.interleaved_qk);
-      layer.k = linear(at + "k", config_.kv_size(), hidden, config_.qkv_bias, config_.interleaved_qk);
+      layer.q =
+          linear(at + "q", config_.q_size(), hidden, config_.qkv_bias, config_.interleaved_qk);
+      layer.k =
+          linear(at + "k", config_.kv_size(), hidden, config_.qkv_bias, config_.interleaved_qk);
       layer.v = linear(at + "v", config_.kv_size(), hidden, config_.qkv_bias);
       layer.out = linear(at + "o", hidden, config_.q_size(), config_.out_bias);
       layer.mlp_norm = vector(at + "mlp_norm.weight", hidden);
@@ -160,9 +162,9 @@ class Loader {
 
   ReadRows file_rows(const TensorEntry& entry, int64_t cols) {
     const auto found = files_.find(entry.file);
-    const FileReader& file =
-        found != files_.end() ? found->second
-                              : files_.emplace(entry.file, FileReader(entry.file)).first->second;
+    const FileReader& file = found != files_.end()
+                                 ? found->second
+                                 : files_.emplace(entry.file, FileReader(entry.file)).first->second;
     const int64_t size = row_bytes(entry.dtype, cols);
     return [&file, offset = entry.offset, size, name = entry.name](int64_t begin, int64_t end,
                                                                    std::byte* dst) {
@@ -177,17 +179,16 @@ class Loader {
   // Norms are 1; matrices uniform with the variance 1 / cols, so that activations keep their size.
   ReadRows random_rows(const TensorEntry& entry, int64_t cols) {
     if (is_quantized(entry.dtype)) {
-      throw WeightError("random weights come as f32, f16 or bf16, not " +
-                            std::string(dtype_name(entry.dtype)),
-                        entry.name);
+      throw WeightError(
+          "random weights come as f32, f16 or bf16, not " + std::string(dtype_name(entry.dtype)),
+          entry.name);
     }
     const bool norm = entry.name.find("norm.") != std::string::npos;
     const float scale = norm ? 0.0f : std::sqrt(3.0f / static_cast<float>(cols));
     const uint64_t key = xxh64(bytes_of(entry.name));
     return [=, dtype = entry.dtype](int64_t begin, int64_t end, std::byte* dst) {
       for (int64_t i = begin * cols; i < end * cols; ++i) {
-        const float x =
-            norm ? 1.0f : scale * counter_uniform(key, static_cast<uint64_t>(i));
+        const float x = norm ? 1.0f : scale * counter_uniform(key, static_cast<uint64_t>(i));
         const uint16_t half = dtype == DType::kBF16 ? f32_to_bf16(x) : f32_to_f16(x);
         const size_t size = dtype == DType::kF32 ? sizeof x : sizeof half;
         std::memcpy(dst, dtype == DType::kF32 ? static_cast<const void*>(&x) : &half, size);

@@ -14,11 +14,11 @@ namespace rapshee {
 
 // Where one tensor's bytes lie. An empty file means: filled with counter-based random numbers.
 struct TensorEntry {
-  std::string name;            // canonical, e.g. "layers.3.q.weight"
+  std::string name;  // canonical, e.g. "layers.3.q.weight"
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;  // outermost first
   std::string file;
-  int64_t offset = 0;          // bytes
+  int64_t offset = 0;  // bytes
   int64_t nbytes = 0;
 };
 
@@ -37,10 +37,10 @@ struct LayerWeights {
 };
 
 struct ModelWeights {
-  std::unique_ptr<Weight> embed;       // [vocab, hidden]
+  std::unique_ptr<Weight> embed;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
-  std::unique_ptr<Weight> final_norm;  // [hidden]
-  std::unique_ptr<Weight> untied_head; // [vocab, hidden], null where the embedding serves
+  std::unique_ptr<Weight> final_norm;   // [hidden]
+  std::unique_ptr<Weight> untied_head;  // [vocab, hidden], null where the embedding serves
 
   uint64_t checksum = 0;  // over names, dtypes, shapes and bytes of all tensors
   size_t bytes = 0;       // on the device

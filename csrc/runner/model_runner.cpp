@@ -33,15 +33,14 @@ ModelRunner::ModelRunner(ModelConfig config, const std::vector<TensorEntry>& ent
     : config_(std::move(config)), options_(options) {
   config_.validate();
   check_options(options);
-  limits_ = {config_.vocab_size,    config_.max_position,   options.block_size,
-             options.num_blocks,    options.max_num_tokens, options.max_num_seqs};
-  backend_ = make_backend(options.device,
-                          {.block_size = options.block_size,
-                           .num_blocks = options.num_blocks,
-                           .max_num_tokens = options.max_num_tokens,
-                           .max_num_seqs = options.max_num_seqs,
-                           .threads = options.threads,
-                           .compute = options.compute});
+  limits_ = {config_.vocab_size, config_.max_position,   options.block_size,
+             options.num_blocks, options.max_num_tokens, options.max_num_seqs};
+  backend_ = make_backend(options.device, {.block_size = options.block_size,
+                                           .num_blocks = options.num_blocks,
+                                           .max_num_tokens = options.max_num_tokens,
+                                           .max_num_seqs = options.max_num_seqs,
+                                           .threads = options.threads,
+                                           .compute = options.compute});
   weights_ = load_weights(config_, entries, *backend_, progress);
   const bool f32 = options.compute == ComputeType::kFloat32 ||
                    (options.compute == ComputeType::kAuto && weights_.all_f32);
@@ -122,8 +121,9 @@ void ModelRunner::set_state(int slot, std::vector<int32_t> token_ids, int64_t nu
   check_open();
   RAPSHEE_CHECK(slot >= 0 && slot < options_.max_num_seqs, "slot: got ", slot, ", expected 0 to ",
                 options_.max_num_seqs - 1);
-  RAPSHEE_CHECK(num_prompt_tokens >= 0 && num_prompt_tokens <= static_cast<int64_t>(token_ids.size()),
-                "num_prompt_tokens: got ", num_prompt_tokens, " of ", token_ids.size(), " tokens");
+  RAPSHEE_CHECK(
+      num_prompt_tokens >= 0 && num_prompt_tokens <= static_cast<int64_t>(token_ids.size()),
+      "num_prompt_tokens: got ", num_prompt_tokens, " of ", token_ids.size(), " tokens");
   for (int32_t id : token_ids) {
     RAPSHEE_CHECK(id >= 0 && id < config_.vocab_size, "token_ids: got ", id, ", expected 0 to ",
                   config_.vocab_size - 1);
@@ -185,8 +185,8 @@ void ModelRunner::run(Step& step) noexcept {
 
 void ModelRunner::forward(Step& step) {
   const StepInput& in = step.input;
-  if (previous_failed_ && std::any_of(in.token_ids.begin(), in.token_ids.end(),
-                                      [](int32_t id) { return id < 0; })) {
+  if (previous_failed_ &&
+      std::any_of(in.token_ids.begin(), in.token_ids.end(), [](int32_t id) { return id < 0; })) {
     throw Error("the step before, whose samples this one continues, has failed");
   }
   const auto start = std::chrono::steady_clock::now();

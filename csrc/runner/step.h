@@ -18,23 +18,23 @@ struct StepInput {
   std::vector<int32_t> block_tables;     // [S, M] physical block per logical block; unused -1
   int64_t max_blocks = 0;                // M
 
-  std::vector<int32_t> sample_rows;        // [R] rows of T
-  std::vector<int32_t> target_ids;         // [R] -1: draw; >= 0: score this token, draw nothing
-  std::vector<float> temperature;          // [R] 0: greedy
-  std::vector<int32_t> top_k;              // [R] 0: off
-  std::vector<float> top_p;                // [R] (0, 1]; 1: off
-  std::vector<float> min_p;                // [R] [0, 1]; 0: off
-  std::vector<float> repetition_penalty;   // [R] > 0; 1: off
-  std::vector<float> presence_penalty;     // [R]
-  std::vector<float> frequency_penalty;    // [R]
-  std::vector<uint64_t> seed;              // [R] of the request
-  std::vector<uint32_t> draw_index;        // [R] index of the generated token, never the row
-  std::vector<int32_t> num_logprobs;       // [R] 0 to V
-  std::vector<int32_t> state_slot;         // [R] -1: the row uses no penalty
-  std::vector<int32_t> bias_indptr;        // [R + 1]
-  std::vector<int32_t> bias_ids;           // [nnz]
-  std::vector<float> bias_values;          // [nnz] added to the logits
-  std::vector<uint8_t> needs_mask;         // [R] sampling waits for set_masks
+  std::vector<int32_t> sample_rows;       // [R] rows of T
+  std::vector<int32_t> target_ids;        // [R] -1: draw; >= 0: score this token, draw nothing
+  std::vector<float> temperature;         // [R] 0: greedy
+  std::vector<int32_t> top_k;             // [R] 0: off
+  std::vector<float> top_p;               // [R] (0, 1]; 1: off
+  std::vector<float> min_p;               // [R] [0, 1]; 0: off
+  std::vector<float> repetition_penalty;  // [R] > 0; 1: off
+  std::vector<float> presence_penalty;    // [R]
+  std::vector<float> frequency_penalty;   // [R]
+  std::vector<uint64_t> seed;             // [R] of the request
+  std::vector<uint32_t> draw_index;       // [R] index of the generated token, never the row
+  std::vector<int32_t> num_logprobs;      // [R] 0 to V
+  std::vector<int32_t> state_slot;        // [R] -1: the row uses no penalty
+  std::vector<int32_t> bias_indptr;       // [R + 1]
+  std::vector<int32_t> bias_ids;          // [nnz]
+  std::vector<float> bias_values;         // [nnz] added to the logits
+  std::vector<uint8_t> needs_mask;        // [R] sampling waits for set_masks
 
   int num_tokens() const { return static_cast<int>(token_ids.size()); }
   int num_seqs() const { return static_cast<int>(seq_lens.size()); }

@@ -51,9 +51,10 @@ void check_batch(const StepInput& step, const StepLimits& limits) {
                 limits.max_num_tokens);
   RAPSHEE_CHECK(step.num_seqs() >= 1 && step.num_seqs() <= limits.max_num_seqs, "seq_lens: got ",
                 step.num_seqs(), " sequences, expected 1 to ", limits.max_num_seqs);
-  RAPSHEE_CHECK(step.query_start_loc.front() == 0 && step.query_start_loc.back() == step.num_tokens(),
-                "query_start_loc: got ", step.query_start_loc.front(), " ... ",
-                step.query_start_loc.back(), ", expected 0 ... ", step.num_tokens());
+  RAPSHEE_CHECK(
+      step.query_start_loc.front() == 0 && step.query_start_loc.back() == step.num_tokens(),
+      "query_start_loc: got ", step.query_start_loc.front(), " ... ", step.query_start_loc.back(),
+      ", expected 0 ... ", step.num_tokens());
   int previous = 1;
   for (int s = 0; s < step.num_seqs(); ++s) {
     const int queries = step.query_start_loc[static_cast<size_t>(s) + 1] -
@@ -130,8 +131,8 @@ void check_sampling(const StepInput& step, const StepLimits& limits) {
   int32_t previous = 0;
   for (size_t i = 0; i < step.bias_indptr.size(); ++i) {
     RAPSHEE_CHECK(step.bias_indptr[i] >= previous && (i > 0 || step.bias_indptr[i] == 0),
-                  "bias_indptr[", i, "]: got ", step.bias_indptr[i], ", expected to start at 0 and ",
-                  "never to fall");
+                  "bias_indptr[", i, "]: got ", step.bias_indptr[i],
+                  ", expected to start at 0 and ", "never to fall");
     previous = step.bias_indptr[i];
   }
   RAPSHEE_CHECK(static_cast<size_t>(previous) == step.bias_ids.size(), "bias_indptr: ends at ",

@@ -79,7 +79,7 @@ std::string CpuBackend::description() const {
 
 std::unique_ptr<Weight> CpuBackend::load_matrix(const WeightSource& source) {
   const auto turn = pool_->lock();
-  return pack_matrix(source, options_.compute, *pool_, options_.threads);
+  return pack_matrix(source, options_.compute, weights_, *pool_, options_.threads);
 }
 
 std::unique_ptr<Weight> CpuBackend::load_vector(const WeightSource& source) {
@@ -195,8 +195,7 @@ ActRow CpuBackend::prepare(const Input& in, int64_t row, uint8_t forms, const Ac
 
 template <class Body>
 void CpuBackend::with_prepared(const Input& in, uint8_t forms, int num_tasks, Body body) {
-  const int64_t rows =
-      in.rows.empty() ? batch_.num_tokens : static_cast<int64_t>(in.rows.size());
+  const int64_t rows = in.rows.empty() ? batch_.num_tokens : static_cast<int64_t>(in.rows.size());
   if (rows <= kPrepareAlone) {
     // Each worker touches only its own flag, and more than a cache line apart.
     struct alignas(64) Flag {
@@ -295,7 +294,8 @@ void CpuBackend::out_proj(const OutProjArgs& args) {
 }
 
 std::byte* CpuBackend::cache(int layer, int64_t block, int kv_head) {
-  const int64_t head = (int64_t{layer} * options_.num_blocks + block) * config_.num_kv_heads + kv_head;
+  const int64_t head =
+      (int64_t{layer} * options_.num_blocks + block) * config_.num_kv_heads + kv_head;
   return cache_.data() + static_cast<size_t>(head) * layout_.head_bytes();
 }
 
@@ -368,10 +368,10 @@ void CpuBackend::gate_up(const ActRows& x, const GatedMlpArgs& args, const ActRo
   const int64_t columns = std::min<int64_t>(kGroup, config_.intermediate_size - group * kGroup);
   for (int64_t begin = 0; begin < batch_.num_tokens; begin += kGateRows) {
     const int64_t end = std::min<int64_t>(batch_.num_tokens, begin + kGateRows);
-    const Product to_gate{panels(*args.gate.weight), vector_data(args.gate.bias), gate, kGroup,
-                          false, 2 * group};
-    const Product to_up{panels(*args.up.weight), vector_data(args.up.bias), up, kGroup, false,
-                        2 * group};
+    const Product to_gate{
+        panels(*args.gate.weight), vector_data(args.gate.bias), gate, kGroup, false, 2 * group};
+    const Product to_up{
+        panels(*args.up.weight), vector_data(args.up.bias), up, kGroup, false, 2 * group};
     for (int64_t panel = 2 * group; panel * kLanes < group * kGroup + columns; ++panel) {
       multiply(x.from(begin), end - begin, to_gate, panel, worker);
       multiply(x.from(begin), end - begin, to_up, panel, worker);
@@ -411,23 +411,24 @@ void CpuBackend::head(const HeadArgs& args) {
   const int64_t chunks = ceil_div(vocab, kVocabChunk);
   auto* logits = reinterpret_cast<float*>(logits_.data());
   const Input in{cpu(args.x), &args.norm, args.rows};
-  with_prepared(in, form_of(weight), static_cast<int>(chunks), [&](const ActRows& x, int chunk,
-                                                                   int worker) {
-    const int64_t first = int64_t{chunk} * kVocabChunk;
-    const int64_t count = std::min<int64_t>(kVocabChunk, vocab - first);
-    auto* part = reinterpret_cast<float*>(scratch(worker) + linear_scratch_bytes(weight.cols()));
-    const Product to_part{weight, nullptr, part, kVocabChunk, false, first / kLanes};
-    for (int64_t panel = first / kLanes; panel * kLanes < first + count; ++panel) {
-      multiply(x, head_rows_, to_part, panel, worker);
-    }
-    for (int r = 0; r < head_rows_; ++r) {
-      const float* row = part + r * kVocabChunk;
-      chunk_stats_[static_cast<size_t>(r * chunks + chunk)] = kernels_.chunk_stats(row, count);
-      if (args.wants_logits[static_cast<size_t>(r)]) {
-        std::copy(row, row + count, logits + r * vocab + first);
-      }
-    }
-  });
+  with_prepared(
+      in, form_of(weight), static_cast<int>(chunks), [&](const ActRows& x, int chunk, int worker) {
+        const int64_t first = int64_t{chunk} * kVocabChunk;
+        const int64_t count = std::min<int64_t>(kVocabChunk, vocab - first);
+        auto* part =
+            reinterpret_cast<float*>(scratch(worker) + linear_scratch_bytes(weight.cols()));
+        const Product to_part{weight, nullptr, part, kVocabChunk, false, first / kLanes};
+        for (int64_t panel = first / kLanes; panel * kLanes < first + count; ++panel) {
+          multiply(x, head_rows_, to_part, panel, worker);
+        }
+        for (int r = 0; r < head_rows_; ++r) {
+          const float* row = part + r * kVocabChunk;
+          chunk_stats_[static_cast<size_t>(r * chunks + chunk)] = kernels_.chunk_stats(row, count);
+          if (args.wants_logits[static_cast<size_t>(r)]) {
+            std::copy(row, row + count, logits + r * vocab + first);
+          }
+        }
+      });
 }
 
 void CpuBackend::process_and_sample(const SamplingRows& rows, const SampleResults& results) {

@@ -116,14 +116,15 @@ class CpuBackend final : public Backend {
   const KernelTable& kernels_;
   bool float_acts_;
   std::shared_ptr<ThreadPool> pool_;
+  WeightArena weights_;
 
   ModelConfig config_;
   CacheLayout layout_;
   AlignedBuffer cache_;
-  ActMemory acts_;                          // prepared inputs of large batches
-  ActMemory hidden_;                        // gated hidden rows of the MLP
-  std::vector<ActMemory> worker_acts_;      // [threads] prepared inputs of small batches
-  std::vector<AlignedBuffer> scratch_;      // [threads]
+  ActMemory acts_;                      // prepared inputs of large batches
+  ActMemory hidden_;                    // gated hidden rows of the MLP
+  std::vector<ActMemory> worker_acts_;  // [threads] prepared inputs of small batches
+  std::vector<AlignedBuffer> scratch_;  // [threads]
   std::unique_ptr<Sampler> sampler_;
   std::vector<Sampler::Scratch> sampler_scratch_;  // [threads]
 
@@ -131,11 +132,11 @@ class CpuBackend final : public Backend {
   std::unique_ptr<ThreadPool::StepGuard> turn_;
   Batch batch_;
   std::vector<Tile> tiles_;
-  std::vector<uint8_t> last_of_seq_;        // [T]
+  std::vector<uint8_t> last_of_seq_;           // [T]
   std::vector<std::vector<float>> cos_, sin_;  // per rope: [T, inv_freq.size()]
   int head_rows_ = 0;
-  AlignedBuffer logits_;                    // [kMaxHeadRows, vocab]
-  std::vector<ChunkStats> chunk_stats_;     // [kMaxHeadRows, chunks]
+  AlignedBuffer logits_;                 // [kMaxHeadRows, vocab]
+  std::vector<ChunkStats> chunk_stats_;  // [kMaxHeadRows, chunks]
   std::vector<int32_t> samples_, previous_samples_;
 };
 

@@ -15,7 +15,8 @@ std::string environment(const char* name) {
 
 std::string names(const std::vector<const KernelTable*>& tables) {
   std::string out;
-  for (const KernelTable* table : tables) out += (out.empty() ? "" : ", ") + std::string(table->isa);
+  for (const KernelTable* table : tables)
+    out += (out.empty() ? "" : ", ") + std::string(table->isa);
   return out;
 }
 

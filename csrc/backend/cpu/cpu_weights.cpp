@@ -59,7 +59,8 @@ void pack_low_bit_row(DType dtype, PanelFormat format, int64_t cols, const std::
     // 4-bit blocks hold k and k + 16 in one byte, as the panel does.
     const int count = dtype == DType::kQ8_0 ? kGroup : kGroup / 2;
     for (int k = 0; k < count; ++k) {
-      to[k / 4 * 64 + 4 * column + k % 4] = static_cast<uint8_t>(from[header + static_cast<size_t>(k)]);
+      to[k / 4 * 64 + 4 * column + k % 4] =
+          static_cast<uint8_t>(from[header + static_cast<size_t>(k)]);
     }
   }
 }
@@ -87,6 +88,17 @@ void check_source(const WeightSource& source) {
 
 }  // namespace
 
+std::byte* WeightArena::allocate(size_t bytes) {
+  if (slabs_.empty() || slabs_.back().size() - used_ < bytes) {
+    slabs_.emplace_back(std::max(bytes, kSlabBytes));
+    used_ = 0;
+  }
+  std::byte* at = slabs_.back().data() + used_;
+  used_ += static_cast<size_t>(round_up(static_cast<int64_t>(bytes), 64));
+  used_ = std::min(used_, slabs_.back().size());
+  return at;
+}
+
 PanelLayout panel_layout(DType dtype, ComputeType compute, int64_t rows, int64_t cols) {
   PanelLayout layout;
   layout.rows = rows;
@@ -112,10 +124,10 @@ PanelLayout panel_layout(DType dtype, ComputeType compute, int64_t rows, int64_t
 }
 
 std::unique_ptr<PanelWeight> pack_matrix(const WeightSource& source, ComputeType compute,
-                                         ThreadPool& pool, int threads) {
+                                         WeightArena& arena, ThreadPool& pool, int threads) {
   check_source(source);
   const PanelLayout layout = panel_layout(source.dtype, compute, source.rows, source.cols);
-  AlignedBuffer data(static_cast<size_t>(layout.num_panels()) * layout.panel_bytes);
+  std::byte* panels = arena.allocate(layout.bytes());
   const size_t row_size = row_bytes(source.dtype, source.cols);
   const bool floats = layout.format == PanelFormat::kF32 || layout.format == PanelFormat::kBF16;
   // One task a panel would read a few kilobytes at a time; 8 panels make reads of 40 KB and more.
@@ -129,7 +141,7 @@ std::unique_ptr<PanelWeight> pack_matrix(const WeightSource& source, ComputeType
     source.read_rows(begin, end, raw.data());
     for (int64_t r = begin; r < end; ++r) {
       const std::byte* from = raw.data() + static_cast<size_t>(r - begin) * row_size;
-      std::byte* panel = data.data() + static_cast<size_t>(r / kLanes) * layout.panel_bytes;
+      std::byte* panel = panels + static_cast<size_t>(r / kLanes) * layout.panel_bytes;
       const int column = static_cast<int>(r % kLanes);
       if (floats) {
         dequantize_row(source.dtype, from, row.data(), source.cols);
@@ -139,7 +151,7 @@ std::unique_ptr<PanelWeight> pack_matrix(const WeightSource& source, ComputeType
       }
     }
   });
-  return std::make_unique<PanelWeight>(layout, std::move(data));
+  return std::make_unique<PanelWeight>(layout, panels);
 }
 
 std::unique_ptr<VectorWeight> read_vector(const WeightSource& source) {
@@ -174,15 +186,16 @@ void PanelWeight::copy_row(int64_t row, float* out) const {
   const uint16_t* minimums = scales + groups * kLanes;
   const bool q8 = layout_.format == PanelFormat::kQ8;
   for (int64_t g = 0; g < groups; ++g) {
-    const auto* codes = reinterpret_cast<const uint8_t*>(from) + static_cast<size_t>(g) * bytes.codes;
+    const auto* codes =
+        reinterpret_cast<const uint8_t*>(from) + static_cast<size_t>(g) * bytes.codes;
     const float d = f16_to_f32(scales[g * kLanes + column]);
     const float m = bytes.minimums ? f16_to_f32(minimums[g * kLanes + column]) : 0.0f;
     for (int k = 0; k < kGroup; ++k) {
       const int low = q8 ? k : k % 16;
       const uint8_t byte = codes[low / 4 * 64 + 4 * column + low % 4];
       const int nibble = k < 16 ? byte & 15 : byte >> 4;
-      const int code = q8 ? static_cast<int8_t>(byte)
-                          : nibble - (layout_.format == PanelFormat::kQ4Z ? 8 : 0);
+      const int code =
+          q8 ? static_cast<int8_t>(byte) : nibble - (layout_.format == PanelFormat::kQ4Z ? 8 : 0);
       out[g * kGroup + k] = d * static_cast<float>(code) + m;
     }
   }

@@ -11,18 +11,31 @@
 
 namespace rapshee::cpu {
 
+// Memory of all matrices of a model, zero-initialised: slabs large enough for huge pages, since a
+// step walks through all of them and would otherwise miss the TLB at every 4 KB.
+class WeightArena {
+ public:
+  // 64-byte aligned; lives as long as the arena.
+  std::byte* allocate(size_t bytes);
+
+ private:
+  static constexpr size_t kSlabBytes = size_t{64} << 20;
+  std::vector<AlignedBuffer> slabs_;
+  size_t used_ = 0;  // of the last slab
+};
+
 class PanelWeight final : public Weight {
  public:
-  PanelWeight(PanelLayout layout, AlignedBuffer data)
-      : layout_(layout), data_(std::move(data)) {}
+  // `panels`: layout.bytes() of them, kept by somebody else.
+  PanelWeight(PanelLayout layout, const std::byte* panels) : layout_(layout), panels_(panels) {}
 
   int64_t rows() const override { return layout_.rows; }
   int64_t cols() const override { return layout_.cols; }
-  size_t bytes() const override { return data_.size(); }
+  size_t bytes() const override { return layout_.bytes(); }
 
   const PanelLayout& layout() const { return layout_; }
   const std::byte* panel(int64_t p) const {
-    return data_.data() + static_cast<size_t>(p) * layout_.panel_bytes;
+    return panels_ + static_cast<size_t>(p) * layout_.panel_bytes;
   }
 
   // Row `row` (an output feature) as floats [cols]: what an embedding gather reads.
@@ -30,7 +43,7 @@ class PanelWeight final : public Weight {
 
  private:
   PanelLayout layout_;
-  AlignedBuffer data_;
+  const std::byte* panels_;
 };
 
 class VectorWeight final : public Weight {
@@ -48,9 +61,9 @@ class VectorWeight final : public Weight {
 // Layout of a matrix of `dtype` under `compute`.
 PanelLayout panel_layout(DType dtype, ComputeType compute, int64_t rows, int64_t cols);
 
-// Repacks a matrix on `threads` workers of the pool.
+// Repacks a matrix into memory of the arena, on `threads` workers of the pool.
 std::unique_ptr<PanelWeight> pack_matrix(const WeightSource& source, ComputeType compute,
-                                         ThreadPool& pool, int threads);
+                                         WeightArena& arena, ThreadPool& pool, int threads);
 std::unique_ptr<VectorWeight> read_vector(const WeightSource& source);
 
 }  // namespace rapshee::cpu

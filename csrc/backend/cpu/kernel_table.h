@@ -32,10 +32,11 @@ enum class PanelFormat : uint8_t { kF32, kBF16, kQ4M, kQ4Z, kQ8 };
 
 struct PanelLayout {
   PanelFormat format = PanelFormat::kF32;
-  int64_t rows = 0;          // output features
-  int64_t cols = 0;          // K
-  size_t panel_bytes = 0;    // a multiple of 64
+  int64_t rows = 0;        // output features
+  int64_t cols = 0;        // K
+  size_t panel_bytes = 0;  // a multiple of 64
   int64_t num_panels() const { return ceil_div(rows, kLanes); }
+  size_t bytes() const { return static_cast<size_t>(num_panels()) * panel_bytes; }
 };
 
 // One row, or some whole groups of one, in the forms that panels multiply with.
@@ -50,20 +51,20 @@ struct ActRow {
 
 // Rows of activations. Rows are padded with zeros to a multiple of kGroup.
 struct ActRows {
-  int64_t stride = 0;             // padded K, in elements
-  float* f32 = nullptr;           // [rows, stride]
-  uint16_t* bf16 = nullptr;       // [rows, stride]
-  int8_t* q8 = nullptr;           // [rows, stride] codes
-  float* q8_scale = nullptr;      // [rows, stride / 16] of each half; equal in a group unless fine
-  int32_t* q8_sum = nullptr;      // [rows, stride / 16] sum of the codes of each half
-  float* q8_total = nullptr;      // [rows, stride / 32] sum of scale * code over the group
-  bool fine = false;              // halves have scales of their own
+  int64_t stride = 0;         // padded K, in elements
+  float* f32 = nullptr;       // [rows, stride]
+  uint16_t* bf16 = nullptr;   // [rows, stride]
+  int8_t* q8 = nullptr;       // [rows, stride] codes
+  float* q8_scale = nullptr;  // [rows, stride / 16] of each half; equal in a group unless fine
+  int32_t* q8_sum = nullptr;  // [rows, stride / 16] sum of the codes of each half
+  float* q8_total = nullptr;  // [rows, stride / 32] sum of scale * code over the group
+  bool fine = false;          // halves have scales of their own
 
   // Row `row` from column `first` (a multiple of kGroup) on.
   ActRow at(int64_t row, int64_t first = 0) const {
     const int64_t i = row * stride + first;
-    return {f32 + i, bf16 + i, q8 + i, q8_scale + i / kHalf, q8_sum + i / kHalf,
-            q8_total + i / kGroup};
+    return {
+        f32 + i, bf16 + i, q8 + i, q8_scale + i / kHalf, q8_sum + i / kHalf, q8_total + i / kGroup};
   }
   // The rows from `row` on.
   ActRows from(int64_t row) const {
@@ -77,30 +78,33 @@ enum ActForm : uint8_t { kActF32 = 1, kActBF16 = 2, kActQ8 = 4, kActQ8Fine = 8 }
 
 // What becomes of a panel's product.
 struct LinearOut {
-  float* y = nullptr;   // first row, the panel's first column
-  int64_t stride = 0;   // elements between rows of y
-  int columns = kLanes; // columns of the panel that exist
+  float* y = nullptr;           // first row, the panel's first column
+  int64_t stride = 0;           // elements between rows of y
+  int columns = kLanes;         // columns of the panel that exist
   const float* bias = nullptr;  // of those columns, or null
-  bool add = false;     // y += product instead of y = product
+  bool add = false;             // y += product instead of y = product
 };
 
 // One tile of attention: query rows that share a KV head.
 struct AttentionTile {
-  const float* q = nullptr;       // first query row; row r = (token r / group, head r % group)
-  int64_t q_token_stride = 0;     // elements
-  float* out = nullptr;           // same indexing
+  const float* q = nullptr;    // first query row; row r = (token r / group, head r % group)
+  int64_t q_token_stride = 0;  // elements
+  float* out = nullptr;        // same indexing
   int64_t out_token_stride = 0;
   const int32_t* positions = nullptr;  // [num_tokens]
   int num_tokens = 0;
-  int group = 0;                  // query heads per KV head
+  int group = 0;  // query heads per KV head
   int head_dim = 0;
   float scale = 0.0f;
   int window = 0;
-  const std::byte* cache = nullptr;    // of this layer and KV head
-  int64_t block_stride = 0;       // bytes between blocks
+  const std::byte* cache = nullptr;  // of this layer and KV head
+  int64_t block_stride = 0;          // bytes between blocks
   const int32_t* block_table = nullptr;
   int block_size = 0;
 };
+
+// Whose peak to reach: fused multiply-adds of floats, dot products of bf16 pairs, of int8 fours.
+enum class PeakKind : uint8_t { kF32, kBF16, kInt8 };
 
 struct ChunkStats {
   float max;
@@ -144,6 +148,10 @@ struct KernelTable {
   // out[i] = exp((x[i] - max) * scale), returns the sum in lane order. out may be x. n is at most
   // kVocabChunk for the order of the sum to be that of the contract. exp(-inf) is exactly 0.
   float (*exp_chunk)(const float* x, int64_t n, float max, float scale, float* out);
+  // Benchmarks: arithmetic without memory, and the other way round (n is a multiple of 128). The
+  // result only keeps the work from being left out.
+  float (*run_peak)(PeakKind kind, int64_t steps, int64_t* operations);
+  float (*sum_floats)(const float* x, int64_t n);
 };
 
 const KernelTable& scalar_kernels();

@@ -22,6 +22,8 @@ namespace {
 
 #include "backend/cpu/ops/head.inc"
 
+#include "backend/cpu/ops/roofline.inc"
+
 }  // namespace
 
 #include "backend/cpu/ops/table.inc"

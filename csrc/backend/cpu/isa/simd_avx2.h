@@ -28,6 +28,9 @@ inline constexpr int kRowTile = 2;
 // vpmaddubsw on |code| and the activation with the code's sign needs no offset.
 inline constexpr int kSignedOffset = 0;
 
+// Asks for the cache line at p, which need not be a valid address.
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
 inline F16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline F16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline F16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

@@ -9,9 +9,9 @@
 
 namespace rapshee::cpu::avx512 {
 
-using F16 = __m512;    // 16 floats
-using I16 = __m512i;   // 16 int32
-using Codes = __m512i; // 64 bytes: 16 columns x 4 consecutive k
+using F16 = __m512;     // 16 floats
+using I16 = __m512i;    // 16 int32
+using Codes = __m512i;  // 64 bytes: 16 columns x 4 consecutive k
 using Mask = __mmask16;
 
 inline constexpr const char* kIsaName = "avx512";
@@ -19,6 +19,9 @@ inline constexpr const char* kIsaName = "avx512";
 inline constexpr int kRowTile = 8;
 // vpdpbusd takes weights as the unsigned operand, so signed codes are offset by 128.
 inline constexpr int kSignedOffset = 128;
+
+// Asks for the cache line at p, which need not be a valid address.
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 inline F16 zero() { return _mm512_setzero_ps(); }
 inline F16 set1(float x) { return _mm512_set1_ps(x); }
@@ -37,8 +40,7 @@ inline I16 to_int(F16 a) { return _mm512_cvtps_epi32(a); }
 inline F16 from_int(I16 a) { return _mm512_cvtepi32_ps(a); }
 // a * 2^n for n that keep the exponent in range.
 inline F16 ldexp(F16 a, I16 n) {
-  return _mm512_castsi512_ps(
-      _mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(n, 23)));
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(n, 23)));
 }
 inline Mask less(F16 a, F16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 // Lanes [begin, end) of the vector.
@@ -98,8 +100,7 @@ inline I16 dot(I16 acc, Codes w, const int8_t* x) {
 inline F16 dot_bf16(F16 acc, const uint16_t* w, const uint16_t* x) {
   int32_t pair;
   std::memcpy(&pair, x, sizeof pair);
-  return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_loadu_si512(w),
-                          (__m512bh)_mm512_set1_epi32(pair));
+  return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_set1_epi32(pair));
 }
 
 }  // namespace rapshee::cpu::avx512

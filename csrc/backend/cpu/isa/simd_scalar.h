@@ -34,6 +34,9 @@ inline T each(F f) {
   return out;
 }
 
+// Asks for the cache line at p, which need not be a valid address.
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
 inline F16 zero() { return {}; }
 inline F16 set1(float x) {
   return each<F16>([=](int) { return x; });
