@@ -280,6 +280,13 @@ def op_paged_attention(
     """[T, group, head_dim] causal attention of the query heads of one KV head, over a paged cache
     of ``dtype`` (f32 or bf16) that otherwise holds NaN."""
 
+def measure_read(nbytes: int, *, threads: int = 1, isa: str = "") -> float:
+    """Bytes a second that the threads read together from a working set of ``nbytes``."""
+
+def measure_peak(kind: str, *, threads: int = 1, isa: str = "") -> float:
+    """Multiplications and additions a second, operands in registers; ``kind``: ``f32`` (fused
+    multiply-add), ``bf16`` or ``int8`` (dot products)."""
+
 def sample(
     logits: npt.NDArray[np.float32],  # [R, V]
     *,
