@@ -5,8 +5,8 @@ PYBIND11_MODULE(_core, m) {
   using namespace rapshee::bindings;
   m.attr("__version__") = RAPSHEE_VERSION;
   register_errors(m);
-  register_devices(m);
   register_model(m);
+  register_devices(m);
   register_runner(m);
   register_ops(m);
   register_roofline(m);

@@ -61,8 +61,8 @@ class ModelConfig:
     ) -> None: ...
 
 class TensorEntry:
-    """Where one tensor's bytes lie. ``dtype``: ``f32 f16 bf16 q4_0 q4_1 q8_0``; ``shape``: outermost
-    first; ``file`` empty: filled with counter-based random numbers (``load_format="dummy"``)."""
+    """Where one tensor's bytes lie. ``dtype``: ``f32 f16 bf16 q4_0 q4_1 q8_0``; ``shape``:
+    outermost first; ``file`` empty: filled with counter-based random numbers."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class ModelRunner:
     ) -> None:
         """Set the sampling state of a slot (0 <= slot < max_num_seqs) to the tokens seen so far.
         Repetition penalty counts all of them, presence and frequency those after the prompt. The
-        sampler itself adds each token it draws. Ordered with the steps launched before and after."""
+        sampler itself adds each token it draws. Ordered with the steps before and after."""
     def close(self) -> None:
         """Wait for outstanding steps and give all memory back. Idempotent."""
     @property
@@ -194,8 +194,8 @@ class ModelRunner:
         """Device, ISA and kernel set, e.g. ``cpu (avx512)``. Part of the system fingerprint."""
 
 def build_info() -> dict[str, Any]:
-    """``version``, ``compiler``, ``build_type``, ``cuda`` (bool), ``isas`` (built), ``isa`` (selected),
-    ``cpu`` (model name), ``cpu_features``."""
+    """``version``, ``compiler``, ``build_type``, ``cuda`` (bool), ``isas`` (usable here), ``isa``
+    (selected), ``cpu`` (model name), ``cpu_features``."""
 
 def list_devices() -> list[str]:
     """Devices a runner can be made on, e.g. ``["cpu"]``."""
@@ -210,7 +210,7 @@ def available_memory(device: str) -> int:
     """Bytes that could still be allocated on the device (cgroup limits respected)."""
 
 def usable_cores() -> int:
-    """Physical cores that this process may use (affinity and cgroup quota respected), at least 1."""
+    """Physical cores that this process may use, by affinity and cgroup quota; at least 1."""
 
 # Single operations of the CPU kernels on numpy arrays, for tests and benchmarks. `isa`: one of
 # ``build_info()["isas"]``, empty for the one in use.

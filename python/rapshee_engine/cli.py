@@ -17,6 +17,7 @@ from typing import Any
 
 from rapshee_engine.config import EngineConfig
 from rapshee_engine.engine.async_engine import AsyncEngine
+from rapshee_engine.engine.runner import build_info
 from rapshee_engine.errors import ConfigError, RapsheeError
 from rapshee_engine.pull import DEFAULT_MODEL, cache_folder, model_path, pull
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
@@ -322,8 +323,6 @@ def _add_info(commands: Any) -> None:
 
 
 def _info(_options: argparse.Namespace) -> None:
-    from rapshee_engine.engine.runner import build_info
-
     engine = EngineConfig(model="-")
     default_model = model_path(DEFAULT_MODEL, _cache())
     present = "" if default_model.exists() else " (not downloaded yet)"

@@ -63,7 +63,7 @@ class EngineConfig:
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs ({self.max_num_seqs}): every running sequence decodes one token a step"
+                f"max_num_seqs ({self.max_num_seqs}): running sequences decode one token a step each"
             )
 
 

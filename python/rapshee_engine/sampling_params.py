@@ -27,9 +27,9 @@ class RequestOutputKind(Enum):
 class SamplingParams:
     """How to continue a prompt.
 
-    Order of operations on the logits: allowed tokens, logit bias, repetition, presence and frequency
-    penalty, temperature, min-p, top-k, top-p, draw. Log-probabilities are those of the unmodified
-    logits.
+    Order of operations on the logits: allowed tokens, logit bias, repetition, frequency and
+    presence penalty, temperature, min-p, top-k, top-p, draw. Log-probabilities are those of the
+    unmodified logits.
 
     Attributes:
         n: completions of the prompt, 1 to 128. Completion ``i`` draws with ``seed + i``.
@@ -41,7 +41,8 @@ class SamplingParams:
         min_p: drop tokens less likely than ``min_p`` times the most likely, [0, 1].
         repetition_penalty: divides (or multiplies, if negative) logits of tokens in prompt and
             output, (0, 10]; 1: off.
-        presence_penalty, frequency_penalty: subtracted from logits of tokens in the output, -2 to 2.
+        presence_penalty, frequency_penalty: subtracted from logits of tokens in the output, once
+            and for each occurrence, -2 to 2.
         logit_bias: token id -> added to its logit, -100 to 100.
         allowed_token_ids: only these are drawn.
         seed: an integer; equal seeds give equal draws. None: a fresh one.
@@ -144,9 +145,7 @@ class SamplingParams:
 def _stop_strings(stop: object) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else stop
     if not isinstance(strings, Sequence) or not all(isinstance(s, str) for s in strings):
-        raise InvalidRequestError(
-            "stop must be a string or a list of strings", param="stop"
-        )
+        raise InvalidRequestError("stop must be a string or a list of strings", param="stop")
     if any(not s for s in strings):
         raise InvalidRequestError("stop must not contain an empty string", param="stop")
     return tuple(strings)

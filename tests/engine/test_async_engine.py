@@ -136,7 +136,7 @@ def test_a_slow_reader_gets_deltas_merged(engine: AsyncEngine) -> None:
 
 def test_leaving_a_stream_aborts_its_request(engine: AsyncEngine) -> None:
     async def leave() -> None:
-        stream = engine.generate(PROMPT, params(max_tokens=50))
+        stream = engine.generate(PROMPT, params(max_tokens=50, ignore_eos=True))
         await anext(stream)
         await stream.aclose()
         await until_idle(engine)

@@ -449,6 +449,22 @@ def test_text_that_cannot_be_made_concerns_its_request_alone() -> None:
     assert engine.dead is None
 
 
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_logits_that_are_not_finite_concern_their_request_alone(async_scheduling: bool) -> None:
+    engine = make_engine(async_scheduling=async_scheduling)
+    runner_of(engine).unsamplable_seeds.add(13)
+    prompt = {"prompt_token_ids": PROMPT}
+    engine.add_request("broken", prompt, params(seed=13))
+    engine.add_request("good", prompt, params())
+    failure, output = sorted(drain(engine), key=lambda event: event.request_id)
+    assert isinstance(failure, RequestFailure)
+    assert isinstance(failure.error, StepError)
+    assert "not finite" in str(failure.error)
+    assert isinstance(output, RequestOutput)
+    assert output.outputs == alone(make_engine(), params()).outputs
+    assert engine.dead is None
+
+
 def test_a_bug_in_the_loop_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
     engine.add_request("a", {"prompt_token_ids": PROMPT}, params())

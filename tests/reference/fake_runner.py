@@ -120,6 +120,7 @@ class FakeRunner:
     Attributes:
         launch_errors, collect_errors: ticket -> what launching or collecting it raises. An
             `EngineDeadError` kills the runner.
+        unsamplable_seeds: rows of these seeds draw -1, as rows do whose logits are not finite.
         num_launches: tickets given out or refused.
         batch_sizes: sequences of each launched step.
     """
@@ -140,6 +141,7 @@ class FakeRunner:
         self.is_closed = False
         self.launch_errors: dict[int, Exception] = {}
         self.collect_errors: dict[int, Exception] = {}
+        self.unsamplable_seeds: set[int] = set()
         self.num_launches = 0
         self.batch_sizes: list[int] = []
         self._max_num_tokens = max_num_tokens
@@ -243,6 +245,9 @@ class FakeRunner:
             history = histories[s][: a["positions"][row] + 1]
             if history[0] == _POISONED:
                 output.token_ids[r] = _POISONED
+                continue
+            if int(a["seed"][r]) in self.unsamplable_seeds:
+                output.token_ids[r], output.logprobs[r] = -1, np.nan
                 continue
             logits = _logits(history, self.vocab_size)
             token_id = int(a["target_ids"][r])

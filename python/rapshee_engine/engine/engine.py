@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from rapshee_engine.errors import (
     InvalidRequestError,
     RapsheeError,
     StepError,
+    UnsupportedModelError,
 )
 from rapshee_engine.sampling_params import SamplingParams
 from rapshee_engine.tokenizer.chat_template import ChatTemplate
@@ -37,6 +39,11 @@ from rapshee_engine.tokenizer.tokenizer import Tokenizer
 from rapshee_engine.weights.loader import Checkpoint, load_checkpoint
 
 __all__ = ["Engine", "RequestFailure"]
+
+_logger = logging.getLogger(__name__)
+
+_NO_TOKEN = -1
+"""What the runner gives for a row whose logits are not finite or whose mask allows nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +259,13 @@ class Engine:
         ]
         now = time.monotonic()
         accepted = self.scheduler.update(step, drawn)
-        for sequence, row in zip(accepted, first_rows, strict=True):
+        for sequence, row, token_id in zip(accepted, first_rows, drawn, strict=True):
             if sequence is None or sequence.request not in self._completions:
                 continue
             group, completion = self._completions[sequence.request]
+            if token_id == _NO_TOKEN:
+                self._fail_group(group, StepError("the model's output is not finite"))
+                continue
             try:
                 group.take_rows(completion, sequence, rows, row)
                 self._settle(group, completion, sequence, now)
@@ -284,7 +294,9 @@ class Engine:
             if entry is not None:
                 self._fail_group(entry[0], StepError(message), error)
 
-    def _fail_group(self, group: RequestGroup, failure: RapsheeError, cause: Exception) -> None:
+    def _fail_group(
+        self, group: RequestGroup, failure: RapsheeError, cause: Exception | None = None
+    ) -> None:
         """``failure`` belongs to this request alone: whoever reads it may raise it."""
         failure.__cause__ = cause
         self._end(group, RequestStatus.FAILED)
@@ -398,6 +410,14 @@ def _text_parts(
     source = config.chat_template or source
     if source is None:
         return tokenizer, None
-    return tokenizer, ChatTemplate(
-        source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token
-    )
+    try:
+        template = ChatTemplate(
+            source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token
+        )
+    except UnsupportedModelError as error:
+        if config.chat_template is not None:
+            raise ConfigError(str(error)) from error
+        # The model can still complete text.
+        _logger.warning("chat is not available for %s: %s", config.model, error)
+        return tokenizer, None
+    return tokenizer, template

@@ -23,7 +23,12 @@ from rapshee_engine.errors import (
 from rapshee_engine.models.config import ModelConfig
 from rapshee_engine.weights.loader import Checkpoint
 
-__all__ = ["Runner", "StepResult", "StepRunner"]
+__all__ = ["Runner", "StepResult", "StepRunner", "build_info"]
+
+
+def build_info() -> dict[str, Any]:
+    """What this build and this machine offer: ``_core.build_info()`` and ``devices``."""
+    return {**_core.build_info(), "devices": _core.list_devices()}
 
 
 class StepResult(Protocol):
