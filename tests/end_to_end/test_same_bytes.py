@@ -6,6 +6,7 @@ to the same on tiny models of every format.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +93,25 @@ def test_after_a_prefix_hit(alone: list[list[Any]], default_model: Path) -> None
     assert sum(output.num_cached_tokens for output in again) > 500
 
 
-def test_after_a_preemption(alone: list[list[Any]], default_model: Path) -> None:
-    """A pool of 40 blocks holds two or three of these requests."""
-    block_bytes = 30 * 3 * 2 * 64 * 2 * 16
-    prompts, params = zip(*requests(8), strict=True)
+def test_after_a_preemption(default_model: Path) -> None:
+    """Eight short prompts enter a pool of 24 blocks together, and outgrow it."""
+    block_bytes = 30 * 3 * 2 * 64 * 2 * 16  # layers, KV heads, K and V, head size, bf16, tokens
+    prompts = [f"{i} little" for i in range(8)]
+    params = [replace(options, max_tokens=80) for _, options in requests(len(prompts))]
     with LLM(
         model=str(default_model),
         kv_cache_memory_bytes=24 * block_bytes,
         max_model_len=384,
         enable_prefix_caching=False,
     ) as llm:
-        outputs = llm.generate(list(prompts), list(params), use_tqdm=False)
-        assert llm._engine.stats.num_preemptions > 0
-    assert [bits(output) for output in outputs] == alone
+        together = llm.generate(prompts, params, use_tqdm=False)
+        num_preemptions = llm._engine.stats.num_preemptions
+        alone = [
+            llm.generate(prompt, options, use_tqdm=False)[0]
+            for prompt, options in zip(prompts, params, strict=True)
+        ]
+        assert llm._engine.stats.num_preemptions == num_preemptions > 0
+    assert [bits(output) for output in together] == [bits(output) for output in alone]
 
 
 @pytest.mark.parametrize("isa", _core.build_info()["isas"])

@@ -27,6 +27,8 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A first start, but for the download: ``serve`` finds the model where the fixture put it."""
+    assert default_model.exists()
     home = tmp_path_factory.mktemp("home")
     command = [sys.executable, "-m", "rapshee_engine", "serve", "--port", "0"]
     with subprocess.Popen(
