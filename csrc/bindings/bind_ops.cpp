@@ -149,59 +149,79 @@ FloatArray rope(const py::object& heads_arg, const py::object& cos_arg, const py
   return out;
 }
 
-// Attention of one KV head: q [T, group, d] at positions [T], over k and v [L, d], which are first
-// written to a paged cache in the order of block_table.
-FloatArray paged_attention(const py::object& q_arg, const py::object& k_arg,
-                           const py::object& v_arg, const py::object& positions_arg,
-                           const py::object& table_arg, int block_size, const std::string& dtype,
-                           float scale, int window, const std::string& isa) {
-  const auto q = array_arg<float>("q", q_arg, 3);
-  const auto k = array_arg<float>("k", k_arg, 2), v = array_arg<float>("v", v_arg, 2);
-  const auto positions = array_arg<int32_t>("positions", positions_arg, 1);
-  const auto table = array_arg<int32_t>("block_table", table_arg, 1);
-  const int64_t length = k.shape(0), blocks = table.size();
-  const auto dim = static_cast<int>(q.shape(2));
-  RAPSHEE_CHECK(k.shape(1) == dim && v.shape(0) == length && v.shape(1) == dim && dim % 2 == 0,
-                "k, v: expected [L, ", dim, "], an even head size");
-  RAPSHEE_CHECK(positions.size() == q.shape(0), "positions: got ", positions.size());
-  RAPSHEE_CHECK(block_size >= 16 && block_size % 16 == 0 && blocks * block_size >= length,
-                "block_table: ", blocks, " blocks of ", block_size, " for ", length, " keys");
-  for (int32_t p : span_of(positions)) RAPSHEE_CHECK(p >= 0 && p < length, "positions: got ", p);
-  for (int32_t b : span_of(table)) RAPSHEE_CHECK(b >= 0 && b < blocks, "block_table: got ", b);
-  const DType type = parse_dtype(dtype);
-  RAPSHEE_CHECK(type == DType::kF32 || type == DType::kBF16, "dtype: got ", dtype);
-  const KernelTable& kernels = cpu::select_kernels(isa);
-  const cpu::CacheLayout layout{type, dim, block_size};
-  AlignedBuffer cache(layout.head_bytes() * static_cast<size_t>(blocks));
-  // What an earlier owner left behind: not a number wherever the cache lets it be.
-  std::fill_n(cache.data(), cache.size(), std::byte{0xff});
-  for (int64_t i = 0; i < length; ++i) {
-    const int64_t block = table.data()[i / block_size];
-    kernels.cache_write(type, k.data() + i * dim, v.data() + i * dim, dim,
-                        static_cast<int>(i % block_size), i + 1 == length,
-                        cache.data() + static_cast<size_t>(block) * layout.head_bytes());
+// Keys and values of one KV head in a paged cache, to be attended to many times.
+class PagedCache {
+ public:
+  PagedCache(const py::object& k_arg, const py::object& v_arg, const py::object& table_arg,
+             int block_size, const std::string& dtype, const std::string& isa)
+      : kernels_(cpu::select_kernels(isa)) {
+    const auto k = array_arg<float>("k", k_arg, 2), v = array_arg<float>("v", v_arg, 2);
+    const auto table = array_arg<int32_t>("block_table", table_arg, 1);
+    const auto dim = static_cast<int>(k.shape(1));
+    const int64_t blocks = table.size();
+    length_ = k.shape(0);
+    RAPSHEE_CHECK(v.shape(0) == length_ && v.shape(1) == dim && dim >= 2 && dim % 2 == 0,
+                  "v: expected [", length_, ", ", dim, "] as k has, and an even head size");
+    RAPSHEE_CHECK(block_size >= 16 && block_size % 16 == 0 && blocks * block_size >= length_,
+                  "block_table: ", blocks, " blocks of ", block_size, " for ", length_, " keys");
+    for (int32_t b : span_of(table)) RAPSHEE_CHECK(b >= 0 && b < blocks, "block_table: got ", b);
+    const DType type = parse_dtype(dtype);
+    RAPSHEE_CHECK(type == DType::kF32 || type == DType::kBF16, "dtype: got ", dtype);
+    table_.assign(table.data(), table.data() + blocks);
+    layout_ = {type, dim, block_size};
+    cache_ = AlignedBuffer(layout_.head_bytes() * static_cast<size_t>(blocks));
+    // What an earlier owner left behind: not a number wherever the cache lets it be.
+    std::fill_n(cache_.data(), cache_.size(), std::byte{0xff});
+    for (int64_t i = 0; i < length_; ++i) {
+      const auto block = static_cast<size_t>(table_[static_cast<size_t>(i / block_size)]);
+      kernels_.cache_write(type, k.data() + i * dim, v.data() + i * dim, dim,
+                           static_cast<int>(i % block_size), i + 1 == length_,
+                           cache_.data() + block * layout_.head_bytes());
+    }
   }
-  const auto group = static_cast<int>(q.shape(1)), tokens = static_cast<int>(q.shape(0));
-  FloatArray out({q.shape(0), q.shape(1), q.shape(2)});
-  AlignedBuffer scratch(cpu::attention_scratch_bytes(tokens * group, dim));
-  const cpu::AttentionTile tile{.q = q.data(),
-                                .q_token_stride = int64_t{group} * dim,
-                                .out = out.mutable_data(),
-                                .out_token_stride = int64_t{group} * dim,
-                                .positions = positions.data(),
-                                .num_tokens = tokens,
-                                .group = group,
-                                .head_dim = dim,
-                                .scale = scale,
-                                .window = window,
-                                .cache = cache.data(),
-                                .block_stride = static_cast<int64_t>(layout.head_bytes()),
-                                .block_table = table.data(),
-                                .block_size = block_size};
-  const py::gil_scoped_release unlocked;
-  kernels.attention(type, tile, scratch.data());
-  return out;
-}
+
+  // q [T, group, d] at positions [T], all in one tile.
+  FloatArray attend(const py::object& q_arg, const py::object& positions_arg, float scale,
+                    int window) const {
+    const auto q = array_arg<float>("q", q_arg, 3);
+    const auto positions = array_arg<int32_t>("positions", positions_arg, 1);
+    const auto tokens = static_cast<int>(q.shape(0)), group = static_cast<int>(q.shape(1));
+    RAPSHEE_CHECK(tokens >= 1 && group >= 1 && q.shape(2) == layout_.head_dim, "q: got [", tokens,
+                  ", ", group, ", ", q.shape(2), "], expected [T, group, ", layout_.head_dim, "]");
+    RAPSHEE_CHECK(positions.size() == tokens, "positions: got ", positions.size(), ", expected ",
+                  tokens);
+    for (int32_t p : span_of(positions)) {
+      RAPSHEE_CHECK(p >= 0 && p < length_, "positions: got ", p, ", expected 0 to ", length_ - 1);
+    }
+    FloatArray out({q.shape(0), q.shape(1), q.shape(2)});
+    const int64_t stride = int64_t{group} * layout_.head_dim;
+    const cpu::AttentionTile tile{.q = q.data(),
+                                  .q_token_stride = stride,
+                                  .out = out.mutable_data(),
+                                  .out_token_stride = stride,
+                                  .positions = positions.data(),
+                                  .num_tokens = tokens,
+                                  .group = group,
+                                  .head_dim = layout_.head_dim,
+                                  .scale = scale,
+                                  .window = window,
+                                  .cache = cache_.data(),
+                                  .block_stride = static_cast<int64_t>(layout_.head_bytes()),
+                                  .block_table = table_.data(),
+                                  .block_size = layout_.block_size};
+    const py::gil_scoped_release unlocked;
+    AlignedBuffer scratch(cpu::attention_scratch_bytes(tokens * group, layout_.head_dim));
+    kernels_.attention(layout_.dtype, tile, scratch.data());
+    return out;
+  }
+
+ private:
+  const KernelTable& kernels_;
+  cpu::CacheLayout layout_;
+  int64_t length_ = 0;
+  std::vector<int32_t> table_;
+  AlignedBuffer cache_;
+};
 
 }  // namespace
 
@@ -219,9 +239,13 @@ void register_ops(py::module_& m) {
         arg("isa") = "");
   m.def("op_silu_mul", &silu_mul, arg("gate"), arg("up"), py::kw_only(), arg("isa") = "");
   m.def("op_rope", &rope, arg("heads"), arg("cos"), arg("sin"), py::kw_only(), arg("isa") = "");
-  m.def("op_paged_attention", &paged_attention, arg("q"), arg("k"), arg("v"), arg("positions"),
-        arg("block_table"), py::kw_only(), arg("block_size") = 16, arg("dtype") = "f32",
-        arg("scale"), arg("window") = 0, arg("isa") = "");
+  py::class_<PagedCache>(m, "PagedCache")
+      .def(py::init<const py::object&, const py::object&, const py::object&, int,
+                    const std::string&, const std::string&>(),
+           arg("k"), arg("v"), arg("block_table"), py::kw_only(), arg("block_size") = 16,
+           arg("dtype") = "f32", arg("isa") = "")
+      .def("attend", &PagedCache::attend, arg("q"), arg("positions"), py::kw_only(), arg("scale"),
+           arg("window") = 0);
 }
 
 }  // namespace rapshee::bindings

@@ -264,21 +264,29 @@ def op_rope(
 ) -> npt.NDArray[np.float32]:
     """heads [n, head_dim], rotated in halves by angles whose cos and sin are [half]."""
 
-def op_paged_attention(
-    q: npt.NDArray[np.float32],  # [T, group, head_dim]
-    k: npt.NDArray[np.float32],  # [L, head_dim]
-    v: npt.NDArray[np.float32],  # [L, head_dim]
-    positions: npt.NDArray[np.int32],  # [T] of the queries
-    block_table: npt.NDArray[np.int32],  # a permutation of the blocks that hold the L keys
-    *,
-    block_size: int = 16,
-    dtype: str = "f32",
-    scale: float,
-    window: int = 0,
-    isa: str = "",
-) -> npt.NDArray[np.float32]:
-    """[T, group, head_dim] causal attention of the query heads of one KV head, over a paged cache
-    of ``dtype`` (f32 or bf16) that otherwise holds NaN."""
+class PagedCache:
+    """Keys and values of one KV head in a paged cache that otherwise holds NaN."""
+
+    def __init__(
+        self,
+        k: npt.NDArray[np.float32],  # [L, head_dim]
+        v: npt.NDArray[np.float32],  # [L, head_dim]
+        block_table: npt.NDArray[np.int32],  # a permutation of the blocks that hold the L keys
+        *,
+        block_size: int = 16,
+        dtype: str = "f32",
+        isa: str = "",
+    ) -> None:
+        """``dtype``: f32 or bf16."""
+    def attend(
+        self,
+        q: npt.NDArray[np.float32],  # [T, group, head_dim]
+        positions: npt.NDArray[np.int32],  # [T] of the queries
+        *,
+        scale: float,
+        window: int = 0,
+    ) -> npt.NDArray[np.float32]:
+        """[T, group, head_dim] causal attention of the query heads that share the KV head."""
 
 def measure_read(nbytes: int, *, threads: int = 1, isa: str = "") -> float:
     """Bytes a second that the threads read together from a working set of ``nbytes``."""

@@ -38,18 +38,10 @@ class Case:
         blocks = -(-len(self.k) // self.block_size)
         # Two blocks more than needed: they are another sequence's.
         table = np.random.default_rng(1).permutation(blocks + 2).astype(np.int32)
-        return _core.op_paged_attention(
-            self.q,
-            self.k,
-            self.v,
-            self.positions,
-            table,
-            block_size=self.block_size,
-            dtype=dtype,
-            scale=self.scale,
-            window=self.window,
-            isa=isa,
+        cache = _core.PagedCache(
+            self.k, self.v, table, block_size=self.block_size, dtype=dtype, isa=isa
         )
+        return cache.attend(self.q, self.positions, scale=self.scale, window=self.window)
 
     @property
     def scale(self) -> float:
@@ -180,23 +172,40 @@ def test_keys_out_of_sight_do_not_matter(isa: str, dtype: str, lost: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"positions": np.array([8], np.int32)}, "positions: got 8"),
-        ({"positions": np.array([0, 1], np.int32)}, "positions: got 2"),
         ({"block_table": np.array([1], np.int32)}, "block_table: got 1"),
         ({"block_table": np.zeros(0, np.int32)}, "block_table: 0 blocks of 16 for 8 keys"),
         ({"block_size": 8}, "block_table: 1 blocks of 8"),
-        ({"k": np.zeros((8, 6), np.float32)}, "k, v: expected"),
+        ({"v": np.zeros((8, 6), np.float32)}, "v: expected"),
+        ({"v": np.zeros((7, 4), np.float32)}, "v: expected"),
         ({"dtype": "f16"}, "dtype: got f16"),
     ],
 )
-def test_wrong_arguments_are_refused(
+def test_wrong_caches_are_refused(
     isa: str, dtype: str, changes: dict[str, object], message: str
 ) -> None:
     zeros = np.zeros((8, 4), np.float32)
     arguments = {
-        "q": np.zeros((1, 1, 4), np.float32), "k": zeros, "v": zeros,
-        "positions": np.array([7], np.int32), "block_table": np.zeros(1, np.int32),
-        "scale": 1.0, "dtype": dtype, "isa": isa,
+        "k": zeros, "v": zeros, "block_table": np.zeros(1, np.int32), "dtype": dtype, "isa": isa,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
-        _core.op_paged_attention(**{**arguments, **changes})
+        _core.PagedCache(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("shape", "positions", "message"),
+    [
+        ((1, 1, 4), [8], "positions: got 8, expected 0 to 7"),
+        ((1, 1, 4), [-1], "positions: got -1"),
+        ((1, 1, 4), [0, 1], "positions: got 2, expected 1"),
+        ((1, 1, 6), [0], "q: got"),
+        ((1, 0, 4), [0], "q: got"),
+        ((0, 1, 4), [], "q: got"),
+    ],
+)
+def test_wrong_queries_are_refused(
+    isa: str, dtype: str, shape: tuple[int, ...], positions: list[int], message: str
+) -> None:
+    zeros = np.zeros((8, 4), np.float32)
+    cache = _core.PagedCache(zeros, zeros, np.zeros(1, np.int32), dtype=dtype, isa=isa)
+    with pytest.raises(ValueError, match=message):
+        cache.attend(np.zeros(shape, np.float32), np.array(positions, np.int32), scale=1.0)

@@ -12,7 +12,7 @@ namespace rapshee::cpu {
 namespace {
 
 // A limit is the best of several tries: other processes only ever take away.
-constexpr int kTries = 9;
+constexpr int kTries = 20;
 // Short tasks, so that a thread that wakes late or loses its core leaves the rest to the others.
 constexpr int kTasksPerThread = 16;
 // About 1 ms a task at 100 GFLOP/s with 12 accumulators: long beside the hand-over of a task.

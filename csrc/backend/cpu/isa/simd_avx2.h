@@ -159,6 +159,8 @@ inline Codes high_nibbles(Codes c) {
   return {_mm256_and_si256(_mm256_srli_epi16(c.lo, 4), low),
           _mm256_and_si256(_mm256_srli_epi16(c.hi, 4), low)};
 }
+// Makes the compiler believe that c may have changed; for loops that only measure.
+inline void forget(Codes& c) { asm volatile("" : "+x"(c.lo), "+x"(c.hi)); }
 // Signed codes as the operand of dot<true>.
 inline Codes signed_operand(Codes c) { return c; }
 

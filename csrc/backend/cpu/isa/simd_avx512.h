@@ -85,6 +85,8 @@ inline Codes low_nibbles(Codes c) { return _mm512_and_si512(c, _mm512_set1_epi8(
 inline Codes high_nibbles(Codes c) {
   return _mm512_and_si512(_mm512_srli_epi16(c, 4), _mm512_set1_epi8(15));
 }
+// Makes the compiler believe that c may have changed; for loops that only measure.
+inline void forget(Codes& c) { asm volatile("" : "+v"(c)); }
 // Signed codes as the operand of dot<true>.
 inline Codes signed_operand(Codes c) { return _mm512_xor_si512(c, _mm512_set1_epi8(-128)); }
 

@@ -160,6 +160,8 @@ inline Codes high_nibbles(Codes c) {
   for (uint8_t& b : c.v) b >>= 4;
   return c;
 }
+// Makes the compiler believe that c may have changed; for loops that only measure.
+inline void forget(Codes& c) { asm volatile("" : "+m"(c)); }
 // Signed codes as the operand of dot<true>.
 inline Codes signed_operand(const Codes& c) { return c; }
 
