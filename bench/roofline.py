@@ -1,0 +1,199 @@
+"""What operations cost, in bytes and arithmetic, and what this machine can do of both.
+
+The costs count what an operation cannot avoid: each input read once, each output written once.
+The limits are measured by the native library in the same run as the benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from rapshee_engine import _core
+from rapshee_engine.models.config import ModelConfig
+from rapshee_engine.weights.loader import Checkpoint
+
+__all__ = [
+    "Cost",
+    "Limits",
+    "linear",
+    "model_step",
+    "paged_attention",
+    "rms_norm",
+    "rope",
+    "sampling",
+    "silu_mul",
+]
+
+MEMORY_BYTES = 512 << 20  # working set far above every cache
+CACHE_BYTES = 16 << 20  # one that a last-level cache holds
+_F32 = 4
+# Bytes of 32 weights in a packed panel: codes, scales and minimums.
+_BLOCK_BYTES = {"f32": 128, "f16": 64, "bf16": 64, "q4_0": 18, "q4_1": 20, "q8_0": 34}
+# What a matrix of each dtype multiplies with.
+_ARITHMETIC = {
+    "f32": "f32", "f16": "bf16", "bf16": "bf16", "q4_0": "int8", "q4_1": "int8", "q8_0": "int8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Unavoidable work.
+
+    Attributes:
+        nbytes: read and written.
+        operations: multiplications and additions, by arithmetic: ``f32``, ``bf16``, ``int8``.
+    """
+
+    nbytes: float
+    operations: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: Cost) -> Cost:
+        kinds = {*self.operations, *other.operations}
+        operations = {
+            kind: self.operations.get(kind, 0) + other.operations.get(kind, 0) for kind in kinds
+        }
+        return Cost(self.nbytes + other.nbytes, operations)
+
+    def __mul__(self, times: float) -> Cost:
+        scaled = {kind: count * times for kind, count in self.operations.items()}
+        return Cost(self.nbytes * times, scaled)
+
+    @property
+    def total_operations(self) -> float:
+        return sum(self.operations.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the machine can do with some threads and an instruction set.
+
+    Attributes:
+        memory: bytes a second read from memory.
+        cache: bytes a second read from a working set of 16 MB.
+        peak: operations a second, by arithmetic.
+    """
+
+    threads: int
+    isa: str
+    memory: float
+    cache: float
+    peak: Mapping[str, float]
+
+    @classmethod
+    def measure(cls, threads: int, isa: str = "") -> Limits:
+        """Takes about two seconds."""
+        return cls(
+            threads=threads,
+            isa=isa or str(_core.build_info()["isa"]),
+            memory=_core.measure_read(MEMORY_BYTES, threads=threads, isa=isa),
+            cache=_core.measure_read(CACHE_BYTES, threads=threads, isa=isa),
+            peak={
+                kind: _core.measure_peak(kind, threads=threads, isa=isa)
+                for kind in ("f32", "bf16", "int8")
+            },
+        )
+
+    def seconds(self, cost: Cost, *, cached: bool = False) -> tuple[float, str]:
+        """The least time that ``cost`` takes, and what bounds it: ``memory``, ``cache`` or
+        ``arithmetic``. ``cached``: its bytes lie in a cache already."""
+        moving = cost.nbytes / (self.cache if cached else self.memory)
+        # Different arithmetic runs on the same units, one after the other.
+        computing = sum(count / self.peak[kind] for kind, count in cost.operations.items())
+        if computing > moving:
+            return computing, "arithmetic"
+        return moving, "cache" if cached else "memory"
+
+    def __str__(self) -> str:
+        peaks = ", ".join(f"{kind} {rate / 1e9:.0f} Gop/s" for kind, rate in self.peak.items())
+        return (
+            f"limits ({self.isa}, {self.threads} thread{'s' * (self.threads > 1)}): "
+            f"memory {self.memory / 1e9:.1f} GB/s, cache {self.cache / 1e9:.1f} GB/s, {peaks}"
+        )
+
+
+def matrix_bytes(dtype: str, rows: int, cols: int) -> float:
+    return rows * cols / 32 * _BLOCK_BYTES[dtype]
+
+
+def linear(n: int, rows: int, cols: int, dtype: str) -> Cost:
+    """n rows of activations times a matrix [rows, cols] of ``dtype``."""
+    nbytes = matrix_bytes(dtype, rows, cols) + n * (rows + cols) * _F32
+    return Cost(nbytes, {_ARITHMETIC[dtype]: 2.0 * n * rows * cols})
+
+
+def paged_attention(
+    pairs: float, keys: float, group: int, head_dim: int, tokens: int, dtype: str
+) -> Cost:
+    """Attention of one KV head.
+
+    Args:
+        pairs: (query token, visible key) pairs.
+        keys: keys and values that are read.
+        dtype: of the cache, ``f32`` or ``bf16``.
+    """
+    element = _BLOCK_BYTES[dtype] / 32
+    nbytes = 2 * keys * head_dim * element + 2 * tokens * group * head_dim * _F32
+    return Cost(nbytes, {dtype: 4.0 * pairs * group * head_dim})
+
+
+def rms_norm(n: int, size: int) -> Cost:
+    """Square, sum, scale and weight of each element."""
+    return Cost((2 * n + 1) * size * _F32, {"f32": 4.0 * n * size})
+
+
+def rope(heads: int, head_dim: int) -> Cost:
+    """Three operations an element."""
+    return Cost((2 * heads + 1) * head_dim * _F32, {"f32": 3.0 * heads * head_dim})
+
+
+def silu_mul(size: int) -> Cost:
+    """About 20 operations an element, most of them exp."""
+    return Cost(3 * size * _F32, {"f32": 20.0 * size})
+
+
+def sampling(rows: int, vocab_size: int) -> Cost:
+    """The logits, once."""
+    return Cost(rows * vocab_size * _F32)
+
+
+def kv_dtype(checkpoint: Checkpoint) -> str:
+    """Of the KV cache, with ``dtype="auto"``."""
+    matrices = (entry.dtype for entry in checkpoint.entries if len(entry.shape) > 1)
+    return "f32" if all(dtype == "f32" for dtype in matrices) else "bf16"
+
+
+def kv_token_bytes(config: ModelConfig, dtype: str) -> float:
+    """Bytes of one token's keys and values, over all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * _BLOCK_BYTES[dtype] / 32
+
+
+def model_step(checkpoint: Checkpoint, *, tokens: int, sampled: int, start: int) -> Cost:
+    """One step of a model: the weights once, keys and values, the arithmetic of all tokens.
+
+    Args:
+        tokens: query tokens of each sequence. One sequence, unless it is 1.
+        sampled: rows whose logits are computed; with one query token, the sequences.
+        start: tokens that each sequence has in the cache already.
+    """
+    config = checkpoint.config
+    sequences = sampled if tokens == 1 else 1
+    rows = sequences * tokens
+    cost = Cost(0.0)
+    for entry in checkpoint.entries:
+        if len(entry.shape) < 2:
+            continue
+        out_rows, cols = entry.shape[0], prod(entry.shape[1:])
+        is_embedding = entry.name == "embed.weight"
+        is_head = entry.name == "head.weight" or (is_embedding and config.tie_embeddings)
+        if is_embedding and not is_head:
+            continue
+        count = sampled if is_head else rows
+        operations = {_ARITHMETIC[entry.dtype]: 2.0 * count * out_rows * cols}
+        cost += Cost(matrix_bytes(entry.dtype, out_rows, cols), operations)
+    dtype = kv_dtype(checkpoint)
+    pairs = tokens * start + tokens * (tokens + 1) / 2
+    attention = 4.0 * pairs * config.num_heads * config.head_dim * config.num_layers * sequences
+    keys = sequences * (start + tokens)
+    return cost + Cost(keys * kv_token_bytes(config, dtype), {dtype: attention})
