@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from harness import Report, add_options, measure
-from roofline import Cost, Limits, kv_dtype, kv_token_bytes, model_step
 
+from harness import Report, add_options, measure
 from rapshee_engine.config import EngineConfig
 from rapshee_engine.engine.batch_builder import StepInput
 from rapshee_engine.engine.runner import Runner
 from rapshee_engine.weights.loader import Checkpoint, load_checkpoint
+from roofline import Cost, Limits, kv_dtype, kv_token_bytes, model_step
 
 CHUNK = 512  # prompt tokens of a step, as the engine's default
 CONTEXT = 128  # tokens before those that are decoded

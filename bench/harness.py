@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from roofline import Cost, Limits
 
 from rapshee_engine import _core
+from roofline import Cost, Limits
 
 __all__ = ["CacheFlush", "Report", "Timing", "add_options", "measure"]
 
@@ -74,11 +74,11 @@ def measure(
     return Timing.of(times[warm_up:])
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """``--threads``, ``--isa`` and ``--json``."""
-    parser.add_argument(
-        "--threads", type=int, default=_core.usable_cores(), help="default: all cores"
-    )
+def add_options(parser: argparse.ArgumentParser, *, threads: bool = True) -> None:
+    """``--threads`` (where more than one makes a difference), ``--isa`` and ``--json``."""
+    if threads:
+        cores = _core.usable_cores()
+        parser.add_argument("--threads", type=int, default=cores, help="default: all cores")
     parser.add_argument(
         "--isa", default="", choices=_core.build_info()["isas"], help="default: the best one"
     )

@@ -15,8 +15,8 @@ namespace {
 constexpr int kTries = 20;
 // Short tasks, so that a thread that wakes late or loses its core leaves the rest to the others.
 constexpr int kTasksPerThread = 16;
-// About 1 ms a task at 100 GFLOP/s with 12 accumulators: long beside the hand-over of a task.
-constexpr int64_t kPeakSteps = 250'000;
+// About 0.3 ms a task at 100 GFLOP/s with 12 accumulators: long beside the hand-over of a task.
+constexpr int64_t kPeakSteps = 80'000;
 // Bytes read in a try, at least: some milliseconds at 100 GB/s.
 constexpr size_t kReadBytes = size_t{1} << 28;
 
