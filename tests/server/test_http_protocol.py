@@ -143,7 +143,12 @@ def test_an_offer_in_two_pieces_ends_the_connection(live: Live) -> None:
 
 
 def test_what_is_no_http_is_400(live: Live) -> None:
-    for junk in (b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+    for junk in (
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"CONNECT localhost:1 " + HEAD + b"\r\n",
+    ):
         with live(**LONG) as port, connect(port) as connection:
             connection.sendall(junk)
             assert refusal(until_closed(connection))[0] == 400

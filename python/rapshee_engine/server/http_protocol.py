@@ -95,9 +95,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        super().on_headers_complete()  # refuses a target that is no URL, which ends the head too
         self._reading_head = False
         self._set_deadline(self._settings.body_timeout_s)
-        super().on_headers_complete()
         if self.parser.should_upgrade():
             # A header that came in two pieces. The parser stops after this request.
             self.cycle.keep_alive = False
