@@ -45,6 +45,7 @@ REFUSED = {
     "audio": {"voice": "x"},
     "function_call": "auto",
     "functions": [],
+    "moderation": {"model": "m"},
     "prediction": {"type": "content"},
     "reasoning_effort": "low",
     "tool_choice": "auto",
@@ -64,6 +65,7 @@ ACCEPTED = {
     "service_tier": "auto",
     "safety_identifier": "s",
     "prompt_cache_key": "k",
+    "prompt_cache_options": {"mode": "explicit", "ttl": "30m"},
     "prompt_cache_retention": "24h",
     "modalities": ["text"],
     "parallel_tool_calls": True,
@@ -282,7 +284,7 @@ def test_numbers_that_are_none(literal: bytes) -> None:
 
 
 def test_integers_beyond_64_bits() -> None:
-    for name in ("n", "top_logprobs"):
+    for name in ("n", "top_logprobs", "max_tokens", "max_completion_tokens"):
         assert refused(**{name: 1 << 70, "logprobs": True}) == name
     assert refused_bytes(with_text(b'"seed": ' + b"9" * 5000)).param == "seed"
 

@@ -24,6 +24,7 @@ _REFUSED = (
     "audio",
     "function_call",
     "functions",
+    "moderation",
     "prediction",
     "reasoning_effort",
     "tool_choice",
@@ -45,7 +46,7 @@ _NUCLEUS_OF_ONE = 1e-9
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Positive = Annotated[int, Meta(ge=1)]
+Positive = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 
 
 class ContentPart(Struct):
@@ -108,6 +109,7 @@ class ChatRequest(Struct):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
     metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
@@ -115,6 +117,7 @@ class ChatRequest(Struct):
     audio: Any = None
     function_call: Any = None
     functions: Any = None
+    moderation: Any = None
     prediction: Any = None
     reasoning_effort: Any = None
     tool_choice: Any = None
