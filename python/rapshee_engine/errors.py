@@ -44,6 +44,25 @@ class ContextLengthError(InvalidRequestError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message, param=param, code="context_length_exceeded")
 
+    @classmethod
+    def check(
+        cls, num_prompt_tokens: int, max_tokens: int | None, max_model_len: int, *, param: str
+    ) -> None:
+        """Raise it if the prompt, which came in the field ``param``, leaves no room for a token, or
+        not the room that was asked for."""
+        asked = num_prompt_tokens + (max_tokens or 0)
+        if num_prompt_tokens < max_model_len and asked <= max_model_len:
+            return
+        split = f"{num_prompt_tokens} in the {param}"
+        if max_tokens is not None:
+            split += f", {max_tokens} in the completion"
+        raise cls(
+            f"This model's maximum context length is {max_model_len} tokens. However, you "
+            f"requested {asked} tokens ({split}). Please reduce the length of the {param} or "
+            "completion.",
+            param=param,
+        )
+
 
 class WeightFileError(RapsheeError):
     """A weight file is broken or incomplete.

@@ -106,9 +106,10 @@ def test_what_does_not_fit_the_context_is_refused(
         process("a" * length, max_tokens=max_tokens)
     message = str(caught.value)
     assert "maximum context length is 32 tokens" in message
-    assert f"requested {asked} tokens ({length} in the messages" in message
+    assert f"requested {asked} tokens ({length} in the prompt" in message
     assert (f"{max_tokens} in the completion" in message) == (max_tokens is not None)
     assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == "prompt"
 
 
 def test_what_can_never_fit_the_cache_is_refused() -> None:

@@ -133,17 +133,8 @@ class InputProcessor:
     # Limits
 
     def _max_tokens(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
-        limit = self.max_model_len
-        if num_prompt_tokens >= limit or num_prompt_tokens + (max_tokens or 0) > limit:
-            asked = num_prompt_tokens + (max_tokens or 0)
-            split = f"{num_prompt_tokens} in the messages"
-            if max_tokens is not None:
-                split += f", {max_tokens} in the completion"
-            raise ContextLengthError(
-                f"This model's maximum context length is {limit} tokens. However, you requested "
-                f"{asked} tokens ({split}). Please reduce the length of the messages or completion."
-            )
-        limit = min(limit, self.kv_cache_tokens)
+        ContextLengthError.check(num_prompt_tokens, max_tokens, self.max_model_len, param="prompt")
+        limit = min(self.max_model_len, self.kv_cache_tokens)
         if num_prompt_tokens >= limit or num_prompt_tokens + (max_tokens or 0) > limit:
             raise InvalidRequestError(
                 f"the request needs {num_prompt_tokens} tokens for the prompt and "

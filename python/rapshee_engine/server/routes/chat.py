@@ -66,7 +66,9 @@ async def _outputs(
     engine = model.slot.engine
     with model.slot.admit(chat.num_completions):
         prompt = await asyncio.to_thread(engine.render_chat, chat.template_messages())
-        _check_context(len(prompt), chat, engine.max_model_len)
+        ContextLengthError.check(
+            len(prompt), chat.completion_limit, engine.max_model_len, param="messages"
+        )
         stream = engine.generate(
             {"prompt_token_ids": prompt}, chat.sampling_params(), request_id=request_id
         )
@@ -101,26 +103,3 @@ async def _events(
                 yield writer.continuation(output)
         except Exception as error:
             yield [event(error_json(to_api_error(error, request.scope)))]
-
-
-def _check_context(num_prompt_tokens: int, chat: ChatRequest, max_model_len: int) -> None:
-    """Check that prompt and completion fit.
-
-    Raises:
-        ContextLengthError: the prompt leaves no room, or not the room that was asked for.
-    """
-    asked = chat.completion_limit
-    if num_prompt_tokens < max_model_len and num_prompt_tokens + (asked or 0) <= max_model_len:
-        return
-    if asked is None:
-        split = f"your messages resulted in {num_prompt_tokens} tokens"
-    else:
-        split = (
-            f"you requested {num_prompt_tokens + asked} tokens ({num_prompt_tokens} in the "
-            f"messages, {asked} in the completion)"
-        )
-    raise ContextLengthError(
-        f"This model's maximum context length is {max_model_len} tokens. However, {split}. "
-        "Please reduce the length of the messages or completion.",
-        param="messages",
-    )
