@@ -171,6 +171,29 @@ def test_no_rows_give_no_rows(isa: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("form", [{}, {"fine": True}, {"float_acts": True}], ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [*FLOATS, *LOW_BIT])
+def test_what_is_not_finite_is_not_lost(
+    isa: str, dtype: str, value: float, form: dict[str, bool]
+) -> None:
+    w, x = normal(17, 64), normal(3, 64)
+    x[1, 40] = value
+    y = pack(encode(w, dtype), dtype, w.shape).multiply(x, isa=isa, **form)
+    assert not np.isfinite(y[1]).any()
+    assert np.isfinite(y[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("value", [1e-37, 1e-38, 1e-41, 1e-45])
+def test_activations_whose_inverse_overflows(isa: str, value: float, fine: bool) -> None:
+    blocks = uniform_blocks("q8_0", np.full((1, 32), 127), 1.0, 0.0)
+    x = np.zeros((1, 32), np.float32)
+    x[0, 5] = value
+    y = pack_blocks(blocks).multiply(x, isa=isa, fine=fine)
+    assert 0.0 <= y[0, 0] <= 200 * value
+
+
+@pytest.mark.parametrize("form", [{}, {"fine": True}, {"float_acts": True}], ids=str)
 @pytest.mark.parametrize("dtype", [*FLOATS, *LOW_BIT])
 def test_a_row_has_the_same_bits_in_any_company(
     isa: str, dtype: str, form: dict[str, bool]
