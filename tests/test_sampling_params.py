@@ -32,6 +32,9 @@ GOOD: list[tuple[str, Any]] = [
     ("stop", "end"),
     ("stop", ["end", "stop"]),
     ("stop", []),
+    ("stop", None),
+    ("stop_token_ids", None),
+    ("logit_bias", None),
     ("stop_token_ids", list(range(128))),
     ("logprobs", 0),
     ("logprobs", 20),
@@ -70,7 +73,9 @@ BAD: list[tuple[str, Any]] = [
     ("logit_bias", {"5": 0.0}),
     ("logit_bias", {5: 101}),
     ("logit_bias", {5: math.nan}),
+    ("logit_bias", [5]),
     ("allowed_token_ids", []),
+    ("allowed_token_ids", 5),
     ("allowed_token_ids", [-1]),
     ("allowed_token_ids", [1.0]),
     ("seed", 1 << 64),
@@ -80,11 +85,16 @@ BAD: list[tuple[str, Any]] = [
     ("stop", ["end", ""]),
     ("stop", 5),
     ("stop", [5]),
+    ("stop_token_ids", 5),
     ("stop_token_ids", [-1]),
     ("stop_token_ids", list(range(129))),
     ("logprobs", -1),
     ("logprobs", 21),
     ("prompt_logprobs", 21),
+    ("ignore_eos", "no"),
+    ("include_stop_str_in_output", 1),
+    ("skip_special_tokens", None),
+    ("output_kind", "delta"),
 ]
 
 
@@ -110,6 +120,20 @@ def test_stop_becomes_a_tuple() -> None:
     assert SamplingParams(stop="end").stop == ("end",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
     assert SamplingParams().stop == ()
+
+
+def test_none_is_nothing() -> None:
+    nothing: Any = None
+    params = SamplingParams(stop=nothing, stop_token_ids=nothing, logit_bias=nothing)
+    assert params == SamplingParams()
+
+
+def test_later_changes_to_its_arguments_do_not_reach_it() -> None:
+    allowed, bias = [5], {5: 1.0}
+    params = SamplingParams(allowed_token_ids=allowed, logit_bias=bias)
+    allowed.append(-1)
+    bias[-1] = 0.0
+    assert params == SamplingParams(allowed_token_ids=[5], logit_bias={5: 1.0})
 
 
 def test_greedy_is_temperature_zero() -> None:

@@ -43,7 +43,8 @@ class SamplingParams:
             output, (0, 10]; 1: off.
         presence_penalty, frequency_penalty: subtracted from logits of tokens in the output, once
             and for each occurrence, -2 to 2.
-        logit_bias: token id -> added to its logit, -100 to 100.
+        logit_bias: token id -> added to its logit, -100 to 100. Here, in ``stop`` and in
+            ``stop_token_ids``, None is taken as empty.
         allowed_token_ids: only these are drawn.
         seed: an integer; equal seeds give equal draws. None: a fresh one.
         stop: strings that end the text; never part of it.
@@ -109,24 +110,26 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
-        for token, bias in self.logit_bias.items():
-            _integer("logit_bias", token, 0, (1 << 31) - 1)
-            _number(f"logit_bias.{token}", bias, -100.0, 100.0)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if self.allowed_token_ids is not None:
-            if not self.allowed_token_ids:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not allowed:
                 raise InvalidRequestError(
                     "allowed_token_ids must not be empty", param="allowed_token_ids"
                 )
-            for token in self.allowed_token_ids:
-                _integer("allowed_token_ids", token, 0, (1 << 31) - 1)
+            object.__setattr__(self, "allowed_token_ids", allowed)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(
+            self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids)
+        )
         if len(self.stop_token_ids) > MAX_STOP_TOKENS:
             raise InvalidRequestError(
                 f"at most {MAX_STOP_TOKENS} stop_token_ids, got {len(self.stop_token_ids)}",
                 param="stop_token_ids",
             )
-        for token in self.stop_token_ids:
-            _integer("stop_token_ids", token, 0, (1 << 31) - 1)
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            _instance(name, getattr(self, name), bool)
+        _instance("output_kind", self.output_kind, RequestOutputKind)
 
     @property
     def is_greedy(self) -> bool:
@@ -143,12 +146,38 @@ class SamplingParams:
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else stop
+    strings = (stop,) if isinstance(stop, str) else () if stop is None else stop
     if not isinstance(strings, Sequence) or not all(isinstance(s, str) for s in strings):
         raise InvalidRequestError("stop must be a string or a list of strings", param="stop")
     if any(not s for s in strings):
         raise InvalidRequestError("stop must not contain an empty string", param="stop")
     return tuple(strings)
+
+
+def _token_ids(name: str, token_ids: object) -> tuple[int, ...]:
+    if token_ids is None:
+        return ()
+    if not isinstance(token_ids, Sequence):
+        raise InvalidRequestError(f"{name} must be a list of token ids", param=name)
+    for token_id in token_ids:
+        _integer(name, token_id, 0, (1 << 31) - 1)
+    return tuple(token_ids)
+
+
+def _biases(biases: object) -> Mapping[int, float]:
+    if biases is None:
+        return {}
+    if not isinstance(biases, Mapping):
+        raise InvalidRequestError("logit_bias must map token ids to numbers", param="logit_bias")
+    for token_id, bias in biases.items():
+        _integer("logit_bias", token_id, 0, (1 << 31) - 1)
+        _number(f"logit_bias.{token_id}", bias, -100.0, 100.0)
+    return dict(biases)
+
+
+def _instance(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise InvalidRequestError(f"{name} must be a {kind.__name__}, got {value!r}", param=name)
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
