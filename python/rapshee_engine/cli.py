@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing, closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="rapshee-engine",
         description="Serve language models over an OpenAI-compatible API, or run them here.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    version = f"%(prog)s {build_info()['version']}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_serve(commands)
     _add_generate(commands)
     _add_pull(commands)
     _add_info(commands)
     return parser
-
-
-class _Version(argparse.Action):
-    """Like argparse's own, but looks the version up only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"rapshee-engine {version('rapshee-engine')}")
-        parser.exit()
 
 
 def _add_command(commands: Any, name: str, run: Any, summary: str, epilog: str) -> Any:
