@@ -34,6 +34,10 @@ def test_a_model_is_all_that_is_needed() -> None:
         ("block_size", 0),
         ("threads", 0),
         ("threads", 1.5),
+        ("threads", 1025),
+        ("enable_prefix_caching", "no"),
+        ("async_scheduling", None),
+        ("chat_template", 5),
     ],
 )
 def test_a_wrong_option_is_named(name: str, value: Any) -> None:

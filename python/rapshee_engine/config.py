@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from rapshee_engine.errors import ConfigError
 
@@ -10,6 +11,14 @@ __all__ = ["EngineConfig"]
 
 _DTYPES = ("auto", "bfloat16", "float32")
 _LOAD_FORMATS = ("auto", "gguf", "safetensors", "dummy")
+_MOST = MappingProxyType(
+    {
+        "max_model_len": (1 << 31) - 1,
+        "kv_cache_memory_bytes": 1 << 62,
+        "block_size": 4096,
+        "threads": 1024,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,19 +60,24 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
-            raise ConfigError(f"model must be a path, got {self.model!r}")
+            raise ConfigError(f"model must be a path as a string, got {self.model!r}")
         _one_of("dtype", self.dtype, _DTYPES)
         _one_of("load_format", self.load_format, _LOAD_FORMATS)
+        for name in ("enable_prefix_caching", "async_scheduling"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.chat_template, str | None):
+            raise ConfigError(f"chat_template must be Jinja source, got {self.chat_template!r}")
         _positive("max_num_seqs", self.max_num_seqs, 4096)
         _positive("max_num_batched_tokens", self.max_num_batched_tokens, 1 << 16)
-        for name in ("max_model_len", "kv_cache_memory_bytes", "block_size", "threads"):
+        for name, most in _MOST.items():
             value = getattr(self, name)
             if value is not None:
-                _positive(name, value, 1 << 62)
+                _positive(name, value, most)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs ({self.max_num_seqs}): running sequences decode one token a step each"
+                f"max_num_seqs ({self.max_num_seqs}): a running sequence decodes one token a step"
             )
 
 

@@ -68,6 +68,14 @@ def test_the_default_pool_follows_max_model_len_and_block_size(folder: Path) -> 
 def test_a_cache_below_one_block_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="set kv_cache_memory_bytes"):
         make_runner(folder, kv_cache_memory_bytes=100)
+    with pytest.raises(ConfigError, match=r"kv_cache_memory_bytes .* more than the"):
+        make_runner(folder, kv_cache_memory_bytes=1 << 62)
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 24])
+def test_a_block_size_that_the_device_cannot_have_is_refused(folder: Path, block_size: int) -> None:
+    with pytest.raises(ConfigError, match="block_size"):
+        make_runner(folder, block_size=block_size)
 
 
 def test_an_unknown_device_is_refused_with_those_that_are(folder: Path) -> None:

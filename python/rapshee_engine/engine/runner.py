@@ -221,14 +221,25 @@ def _num_blocks(
     block_bytes = _core.kv_block_bytes(
         native_config, device=device, dtype=kv_dtype, block_size=block_size
     )
+    if not block_bytes:
+        raise ConfigError(
+            f"block_size ({block_size}) is too small for {device}; its own choice is "
+            f"{_core.default_block_size(device)}"
+        )
+    available = _core.available_memory(device)
     max_model_len = config.max_model_len or checkpoint.config.max_position
     wanted = config.max_num_seqs * -(-max_model_len // block_size)
     memory = config.kv_cache_memory_bytes
-    if memory is not None:
-        num_blocks = memory // block_bytes
-    else:
-        memory = max(0, _core.available_memory(device) - checkpoint.weight_bytes) // 4
+    if memory is None:
+        memory = max(0, available - checkpoint.weight_bytes) // 4
         num_blocks = min(wanted, memory // block_bytes)
+    elif memory > available:
+        raise ConfigError(
+            f"kv_cache_memory_bytes ({memory}) is more than the {available} bytes that are "
+            f"available on {device}"
+        )
+    else:
+        num_blocks = memory // block_bytes
     if num_blocks < 1:
         raise ConfigError(
             f"the KV cache has {memory} bytes, but one block of {block_size} tokens takes "
