@@ -84,6 +84,14 @@ def test_chat_needs_messages(llm: LLM, messages: Any) -> None:
         llm.chat(messages, use_tqdm=False)
 
 
+@pytest.mark.parametrize(
+    "messages", ["hi", {"role": "user", "content": "hi"}, [5], ["hi"], [{"role": "user"}, "hi"]]
+)
+def test_what_is_no_list_of_messages_is_refused(llm: LLM, messages: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"list of messages|a message must"):
+        llm.chat(messages, use_tqdm=False)
+
+
 def test_params_must_be_one_for_all_or_one_for_each(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="2 prompts, but 3 sampling_params"):
         llm.generate(["a", "b"], [params()] * 3, use_tqdm=False)

@@ -97,7 +97,8 @@ class LLM:
         Arguments and errors as in `generate`."""
         if not messages:
             raise InvalidRequestError("messages must not be empty", param="messages")
-        conversations: Any = [messages] if isinstance(messages[0], Mapping) else messages
+        is_one = isinstance(messages, Mapping) or isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if is_one else messages
         prompts: list[Prompt] = [
             {"prompt_token_ids": self._engine.render_chat(conversation)}
             for conversation in conversations

@@ -216,6 +216,8 @@ def test_an_error_does_not_show_the_marker(byte_level: Tokenizer) -> None:
     ("messages", "param"),
     [
         ([], "messages"),
+        ("hi", "messages"),
+        ([{"role": "user", "content": "a"}, "hi"], "messages.1"),
         ([{"role": "user", "content": "a\ud800"}], "messages.0.content"),
         ([{"role": "user", "content": "a"}, {"role": "\udfff"}], "messages.1.role"),
         ([{"role": "user", "content": [{"text": "\ud800"}]}], "messages.0.content.0.text"),
@@ -224,7 +226,7 @@ def test_an_error_does_not_show_the_marker(byte_level: Tokenizer) -> None:
     ],
 )
 def test_bad_messages_are_refused_by_path(
-    byte_level: Tokenizer, messages: list[Any], param: str
+    byte_level: Tokenizer, messages: Any, param: str
 ) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         chat("{{ messages[0].content }}", byte_level).render_ids(byte_level, messages)

@@ -65,8 +65,7 @@ class ChatTemplate:
                 ``param`` is ``messages`` or the path of the value.
             UnsupportedModelError: a control token of the vocabulary cannot be kept out of text.
         """
-        if not messages:
-            raise InvalidRequestError("messages must not be empty", param="messages")
+        _check_form(messages)
         marked, marker = self._guard(tokenizer.control).mark(messages, self._source)
         try:
             with RenderBudget():
@@ -101,6 +100,19 @@ class ChatTemplate:
                 )
             chunks.append(chunk)
         return "".join(chunks)
+
+
+def _check_form(messages: object) -> None:
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise InvalidRequestError("messages must be a list of messages", param="messages")
+    if not messages:
+        raise InvalidRequestError("messages must not be empty", param="messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InvalidRequestError(
+                f"a message must map strings to values, got {type(message).__name__}",
+                param=f"messages.{index}",
+            )
 
 
 def _constants(template: nodes.Template) -> Iterable[str]:
