@@ -169,7 +169,8 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         db.close()
         raise ConfigError(
-            f"cannot use {path}: {error}; move it away or set RAPSHEE_HOME to another folder"
+            f"cannot use {path}: {error}; end the program that uses it, move the file away if it "
+            "is broken, or set RAPSHEE_HOME to another folder"
         ) from None
     if version not in (0, _SCHEMA_VERSION):
         db.close()
