@@ -225,9 +225,7 @@ def test_an_error_does_not_show_the_marker(byte_level: Tokenizer) -> None:
         ([{"role": "user", "content": {1: "x"}}], "messages.0.content"),
     ],
 )
-def test_bad_messages_are_refused_by_path(
-    byte_level: Tokenizer, messages: Any, param: str
-) -> None:
+def test_bad_messages_are_refused_by_path(byte_level: Tokenizer, messages: Any, param: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         chat("{{ messages[0].content }}", byte_level).render_ids(byte_level, messages)
     assert caught.value.param == param
