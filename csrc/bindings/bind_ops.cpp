@@ -31,9 +31,7 @@ class PackedMatrix {
  public:
   PackedMatrix(const py::object& data, const std::string& dtype, int64_t rows, int64_t cols,
                const std::string& compute)
-      : compute_(compute == "float32"    ? ComputeType::kFloat32
-                 : compute == "bfloat16" ? ComputeType::kBFloat16
-                                         : ComputeType::kAuto) {
+      : compute_(parse_compute(compute)) {
     const auto bytes = array_arg<uint8_t>("data", data, 1);
     RAPSHEE_CHECK(rows >= 1 && cols >= 1, "shape: got [", rows, ", ", cols, "]");
     const DType type = parse_dtype(dtype);

@@ -13,13 +13,6 @@
 namespace rapshee::bindings {
 namespace {
 
-ComputeType parse_compute(const std::string& name) {
-  if (name == "auto") return ComputeType::kAuto;
-  if (name == "bfloat16") return ComputeType::kBFloat16;
-  RAPSHEE_CHECK(name == "float32", "dtype: got '", name, "', expected auto, bfloat16 or float32");
-  return ComputeType::kFloat32;
-}
-
 std::unique_ptr<ModelRunner> make_runner(const ModelConfig& config,
                                          const std::vector<TensorEntry>& entries,
                                          const std::string& device, const std::string& dtype,
@@ -142,6 +135,13 @@ void register_step_output(py::module_& m) {
 }
 
 }  // namespace
+
+ComputeType parse_compute(const std::string& name) {
+  if (name == "auto") return ComputeType::kAuto;
+  if (name == "bfloat16") return ComputeType::kBFloat16;
+  RAPSHEE_CHECK(name == "float32", "dtype: got '", name, "', expected auto, bfloat16 or float32");
+  return ComputeType::kFloat32;
+}
 
 void register_runner(py::module_& m) {
   using py::arg;

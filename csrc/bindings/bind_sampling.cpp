@@ -12,7 +12,7 @@
 #include "bindings/array_args.h"
 #include "bindings/bindings.h"
 
-namespace rapshee {
+namespace rapshee::bindings {
 namespace {
 
 namespace py = pybind11;
@@ -186,4 +186,4 @@ void register_sampling_ops(py::module_& m) {
         "top_logprobs as in StepOutput.");
 }
 
-}  // namespace rapshee
+}  // namespace rapshee::bindings

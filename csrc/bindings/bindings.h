@@ -3,6 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
+#include "backend/backend.h"
+
 namespace rapshee::bindings {
 
 void register_errors(pybind11::module_& m);
@@ -11,9 +15,9 @@ void register_runner(pybind11::module_& m);
 void register_devices(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
 void register_roofline(pybind11::module_& m);
+void register_sampling_ops(pybind11::module_& m);
+
+// "auto", "bfloat16" or "float32"; InvalidArgument for anything else.
+ComputeType parse_compute(const std::string& name);
 
 }  // namespace rapshee::bindings
-
-namespace rapshee {
-void register_sampling_ops(pybind11::module_& m);
-}

@@ -10,5 +10,5 @@ PYBIND11_MODULE(_core, m) {
   register_runner(m);
   register_ops(m);
   register_roofline(m);
-  rapshee::register_sampling_ops(m);
+  register_sampling_ops(m);
 }
