@@ -218,13 +218,9 @@ def _num_blocks(
 ) -> int:
     """Size of the pool in blocks, by the rule of ``EngineConfig.kv_cache_memory_bytes``."""
     kv_dtype = _kv_dtype(config.dtype, checkpoint)
-    block_bytes = _core.kv_block_bytes(
-        native_config, device=device, dtype=kv_dtype, block_size=block_size
-    )
-    if not block_bytes:
-        raise ConfigError(
-            f"block_size ({block_size}) is too small for {device}; its own choice is "
-            f"{_core.default_block_size(device)}"
+    with _loading(checkpoint):
+        block_bytes = _core.kv_block_bytes(
+            native_config, device=device, dtype=kv_dtype, block_size=block_size
         )
     available = _core.available_memory(device)
     max_model_len = config.max_model_len or checkpoint.config.max_position
@@ -262,9 +258,7 @@ def _loading(checkpoint: Checkpoint) -> Iterator[None]:
     except _core.WeightError as error:
         message, tensor, file = (*error.args, None, None)[:3]
         raise WeightFileError(file or checkpoint.path, message, tensor=tensor or None) from error
-    except _core.DeviceError as error:
-        raise ConfigError(f"cannot load the model: {error}") from error
-    except ValueError as error:
+    except (_core.DeviceError, ValueError) as error:
         raise ConfigError(f"cannot load the model: {error}") from error
 
 
