@@ -58,11 +58,6 @@ class AsyncEngine:
         self._start(Engine.from_config(EngineConfig(model=model, **options)))
 
     @classmethod
-    def from_config(cls, config: EngineConfig) -> AsyncEngine:
-        """As the constructor, from a config."""
-        return cls.from_engine(Engine.from_config(config))
-
-    @classmethod
     def from_engine(cls, engine: Engine) -> AsyncEngine:
         """Run an engine that is made already, and own it from now on."""
         self = cls.__new__(cls)

@@ -22,9 +22,7 @@ class Detokenizer:
         skip_special_tokens: leave control tokens out.
 
     Attributes:
-        stopped_by: the stop string that ended the text, or None.
-        num_tokens: tokens consumed; with ``stopped_by``, up to and including the one that completed
-            the stop string. Later ones are ignored.
+        stopped_by: the stop string that ended the text, or None; later tokens are ignored.
     """
 
     def __init__(
@@ -40,15 +38,7 @@ class Detokenizer:
         self._stops = StopStrings(stop) if stop else None
         self._include_stop = include_stop_str_in_output
         self._skip_special = skip_special_tokens
-        self._emitted: list[str] = []
         self.stopped_by: str | None = None
-        self.num_tokens = 0
-
-    @property
-    def text(self) -> str:
-        """All text given out so far."""
-        self._emitted = ["".join(self._emitted)]
-        return self._emitted[0]
 
     def push(self, token_ids: Sequence[int]) -> str:
         """New text that is certain: no half characters, nothing that may begin a stop string."""
@@ -56,13 +46,12 @@ class Detokenizer:
         for token_id in token_ids:
             if self.stopped_by is not None:
                 break
-            self.num_tokens += 1
             if self._skip_special and self._tokenizer.is_special(token_id):
                 continue
             token = self._tokenizer.token_text(token_id)
             if token is not None:
                 new.append(self._cut(self._stream.push(token)))
-        return self._emit("".join(new))
+        return "".join(new)
 
     def finish(self) -> str:
         """What was held back, at the end of the completion. It too may hold a stop string."""
@@ -71,7 +60,7 @@ class Detokenizer:
         rest = self._cut(self._stream.finish())
         if self._stops is not None and self.stopped_by is None:
             rest += self._stops.flush()
-        return self._emit(rest)
+        return rest
 
     def _cut(self, text: str) -> str:
         if self._stops is None:
@@ -80,9 +69,4 @@ class Detokenizer:
         self.stopped_by = self._stops.matched
         if self.stopped_by is not None and self._include_stop:
             text += self.stopped_by
-        return text
-
-    def _emit(self, text: str) -> str:
-        if text:
-            self._emitted.append(text)
         return text
