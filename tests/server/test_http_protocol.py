@@ -232,6 +232,18 @@ def test_a_client_that_leaves_early_is_noticed(live: Live, engine: Any, second: 
         assert engine.ended.wait(30)
 
 
+def test_a_client_that_does_not_read_is_cut_off(live: Live, engine: Any) -> None:
+    # More than the buffers of both sockets hold.
+    fields = {"stream": True, "n": 128, "max_tokens": 30, "logprobs": True, "top_logprobs": 20}
+    messages = [{"role": "user", "content": "hi"}]
+    body = json.dumps({"model": "fake", "messages": messages, **fields}).encode()
+    head = HEAD + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with live(write_timeout_s=SHORT_S, **LONG) as port, connect(port) as connection:
+        connection.sendall(b"POST /v1/chat/completions " + head + body)
+        assert engine.ended.wait(30)
+        assert not until_closed(connection).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
 def test_too_large_a_body_is_413(live: Live) -> None:
     head = HEAD + b"content-type: application/json\r\n"
     with live(max_body_bytes=1000, **LONG) as port:

@@ -30,7 +30,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     A request is read in two phases, head (request line and headers) and body, each with a deadline;
     between requests uvicorn's keep-alive timer runs. A client that misses a deadline gets 408, one
-    that sends too large a head 431; then the connection is closed.
+    that sends too large a head 431; then the connection is closed. One that does not read its
+    answer is cut off, so that it does not hold the answer's memory and place for ever.
 
     Requests are not pipelined: one that comes before the answer to the one before it is complete is
     dropped, and the connection closed after that answer (RFC 9112, 9.3.2). uvicorn would stop
@@ -49,6 +50,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._settings = settings
         self._deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
         self._reading_head = True
         # Bytes of the head: as received while it is incomplete (a line that never ends reaches no
         # callback), as parsed once it is complete (it may have come in one piece with a body).
@@ -61,7 +63,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
+        self._clear_write_deadline()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_deadline = self.loop.call_later(
+            self._settings.write_timeout_s, self.transport.abort
+        )
+
+    def resume_writing(self) -> None:
+        self._clear_write_deadline()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._is_pipelined():
@@ -127,6 +140,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _clear_write_deadline(self) -> None:
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
 
     def _refuse(self, status: int) -> None:
         """Answer outside the application, unless its own answer has begun, and close."""

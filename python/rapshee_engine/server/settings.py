@@ -16,6 +16,8 @@ class ServerSettings:
         max_header_bytes: largest request line plus headers; beyond it 431.
         header_timeout_s: seconds a connection has to send its request line and headers; then 408.
         body_timeout_s: seconds a request has to send its body after that; then 408.
+        write_timeout_s: seconds a client has to take the answer's bytes that wait for it; then the
+            connection is cut.
         keep_alive_s: seconds an idle connection stays open. Longer than common clients keep theirs
             in a pool, so that no request is sent into a connection that is being closed.
         shutdown_grace_s: seconds running requests have to end after SIGINT or SIGTERM.
@@ -26,6 +28,7 @@ class ServerSettings:
     max_header_bytes: int = 64 << 10
     header_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
+    write_timeout_s: float = 60.0
     keep_alive_s: int = 75
     shutdown_grace_s: int = 5
     max_pending: int = 1024
