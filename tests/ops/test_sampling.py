@@ -243,6 +243,19 @@ def test_extreme_repetition_penalty_and_temperature() -> None:
     assert sample(logits, [row])[0][0] == 0
 
 
+def test_penalties_beyond_the_floats_exclude_their_token_alone() -> None:
+    logits = np.array([0.0, 1.0, 0.0, 0.0], dtype=np.float32)
+    row = RowOptions(output=(1, 1), repetition_penalty=1e-45, frequency_penalty=3e38)
+    assert set(draw(logits, row, 64).tolist()) == {0, 2, 3}
+
+
+def test_penalties_do_not_bring_back_what_a_mask_excludes() -> None:
+    logits = np.array([0.0, 1.0, 0.0, 0.0], dtype=np.float32)
+    allowed = np.array([True, False, True, True])
+    row = RowOptions(output=(1, 1), frequency_penalty=-3e38, allowed=allowed)
+    assert set(draw(logits, row, 64).tolist()) == {0, 2, 3}
+
+
 def test_drawn_tokens_are_counted() -> None:
     """All rows share a slot: each greedy draw lowers its token by 1, so that all take turns."""
     count = 12

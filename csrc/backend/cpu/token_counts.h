@@ -26,17 +26,20 @@ class TokenCounts {
   void add_output(int32_t token) { ++slot(token); }
 
   // Repetition penalty on all tokens seen, frequency and presence on those of the output. Results
-  // stay finite upwards: a tiny repetition penalty would make them infinite.
+  // stay finite upwards, whatever the penalties; an excluded token (-inf) stays excluded.
   void penalize(float repetition, float frequency, float presence, float* logits) const {
+    constexpr float kLargest = std::numeric_limits<float>::max();
     for (const int32_t token : distinct_) {
       float logit = logits[token];
+      if (logit == -std::numeric_limits<float>::infinity()) continue;
       logit = logit > 0.0f ? logit / repetition : logit * repetition;
+      logit = std::clamp(logit, -kLargest, kLargest);  // inf - inf below would be NaN
       const uint32_t count = seen_[token] & ~kInPrompt;
       if (count > 0) {
         logit -= frequency * static_cast<float>(count);
         logit -= presence;
       }
-      logits[token] = std::min(logit, std::numeric_limits<float>::max());
+      logits[token] = std::min(logit, kLargest);
     }
   }
 
