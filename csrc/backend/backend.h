@@ -171,6 +171,10 @@ class Backend {
   // several times; its samples are numbered in call order for the next step's token ids.
   virtual void head(const HeadArgs& args) = 0;
   virtual void process_and_sample(const SamplingRows& rows, const SampleResults& results) = 0;
+  // Between head and process_and_sample, around a wait for the host: what the step shares with
+  // other models is theirs meanwhile. resume() waits until it is free again.
+  virtual void suspend() noexcept = 0;
+  virtual void resume() = 0;
   // Also after an exception in between.
   virtual void end_step() noexcept = 0;
 
@@ -180,7 +184,8 @@ class Backend {
 };
 
 // Static facts of a device, before anything is loaded. `device`: "cpu".
-// All throw DeviceError listing what is available.
+// All throw DeviceError listing what is available; a block size that the device cannot have is an
+// InvalidArgument.
 std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOptions& options);
 std::span<const char* const> list_devices();
 int default_block_size(const std::string& device);

@@ -34,6 +34,7 @@ int default_block_size(const std::string& device) {
 size_t kv_block_bytes(const std::string& device, const ModelConfig& config, DType kv_dtype,
                       int block_size) {
   check_device(device);
+  cpu::check_block_size(block_size);
   const cpu::CacheLayout layout{kv_dtype, config.head_dim, block_size};
   return layout.head_bytes() * static_cast<size_t>(config.num_kv_heads) *
          static_cast<size_t>(config.num_layers());

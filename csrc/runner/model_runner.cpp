@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <utility>
 
 #include "core/error.h"
 
@@ -130,7 +131,11 @@ void ModelRunner::set_state(int slot, std::vector<int32_t> token_ids, int64_t nu
   }
   const std::lock_guard lock(mutex_);
   work_.push_back([this, slot, ids = std::move(token_ids), num_prompt_tokens] {
-    backend_->set_state(slot, ids, num_prompt_tokens);
+    try {
+      backend_->set_state(slot, ids, num_prompt_tokens);
+    } catch (...) {  // memory: the step that would have used the state fails
+      state_error_ = std::current_exception();
+    }
   });
   work_ready_.notify_all();
 }
@@ -185,6 +190,7 @@ void ModelRunner::run(Step& step) noexcept {
 
 void ModelRunner::forward(Step& step) {
   const StepInput& in = step.input;
+  if (state_error_) std::rethrow_exception(std::exchange(state_error_, nullptr));
   if (previous_failed_ &&
       std::any_of(in.token_ids.begin(), in.token_ids.end(), [](int32_t id) { return id < 0; })) {
     throw Error("the step before, whose samples this one continues, has failed");
@@ -210,8 +216,12 @@ void ModelRunner::forward(Step& step) {
 
 void ModelRunner::wait_for_masks(Step& step) {
   std::unique_lock lock(mutex_);
+  const bool ready = step.masks_ready;
+  if (!ready) backend_->suspend();
   work_ready_.wait(lock, [&] { return closing_ || step.masks_ready; });
   if (!step.masks_ready) throw Error("the runner was closed before the masks of a step came");
+  lock.unlock();
+  if (!ready) backend_->resume();
 }
 
 // Head and sampling in slices of rows that the backend has logits for.

@@ -101,6 +101,7 @@ class ModelRunner {
 
   // Of the step thread.
   bool previous_failed_ = false;
+  std::exception_ptr state_error_;  // of a set_state, for the next step
 
   // Shared, under mutex_.
   mutable std::mutex mutex_;

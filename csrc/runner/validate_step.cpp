@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "core/error.h"
@@ -27,6 +28,8 @@ void check_sizes(const StepInput& step) {
   check_size("positions", step.positions, tokens);
   check_size("slot_mapping", step.slot_mapping, tokens);
   check_size("query_start_loc", step.query_start_loc, seqs + 1);
+  RAPSHEE_CHECK(step.max_blocks >= 0 && step.max_blocks <= std::numeric_limits<int>::max(),
+                "block_tables: got ", step.max_blocks, " columns");
   check_size("block_tables", step.block_tables, seqs * static_cast<size_t>(step.max_blocks));
   check_size("target_ids", step.target_ids, rows);
   check_size("temperature", step.temperature, rows);

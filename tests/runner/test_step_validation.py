@@ -189,6 +189,14 @@ def test_tables_for_another_number_of_sequences(runner: _core.ModelRunner) -> No
     assert_refused(runner, step, "block_tables: got 2 elements, expected 4")
 
 
+def test_a_table_without_rows_whose_size_overflows(runner: _core.ModelRunner) -> None:
+    step = make_step(CHUNKS)
+    step["seq_lens"] = np.ones(16, np.int32)
+    step["query_start_loc"] = np.arange(17, dtype=np.int32)
+    step["block_tables"] = np.empty((0, 2**60), np.int32)  # 16 * 2^60 is 0 in 64 bits
+    assert_refused(runner, step, "block_tables: got 1152921504606846976 columns")
+
+
 def test_a_state_slot_draws_once_a_step(runner: _core.ModelRunner) -> None:
     step = make_step(CHUNKS, state_slot=np.array([1, 1], np.int32))
     assert_refused(runner, step, r"state_slot\[1\]: slot 1 draws twice")

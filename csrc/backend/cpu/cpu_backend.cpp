@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "backend/cpu/cpu_features.h"
 #include "core/error.h"
@@ -63,14 +64,19 @@ ActRows ActMemory::rows_of(int64_t cols, bool fine) const {
           .fine = fine};
 }
 
+void check_block_size(int block_size) {
+  constexpr int kMost = 4096;  // keeps the bytes of a block inside size_t
+  RAPSHEE_CHECK(block_size >= kLanes && block_size <= kMost && block_size % kLanes == 0,
+                "block_size: got ", block_size, ", expected a multiple of ", kLanes, " up to ",
+                kMost, " on cpu");
+}
+
 CpuBackend::CpuBackend(const BackendOptions& options)
     : options_(options),
       kernels_(select_kernels()),
       float_acts_(float_activations()),
       pool_(ThreadPool::process_pool(options.threads)) {
-  RAPSHEE_CHECK(options.block_size >= kLanes && options.block_size % kLanes == 0,
-                "block_size: got ", options.block_size, ", expected a multiple of ", kLanes,
-                " on cpu");
+  check_block_size(options.block_size);
 }
 
 std::string CpuBackend::description() const {
@@ -93,8 +99,13 @@ std::unique_ptr<Buffer> CpuBackend::allocate(int64_t cols) {
 void CpuBackend::allocate_cache(const ModelConfig& config, DType kv_dtype) {
   config_ = config;
   layout_ = {kv_dtype, config.head_dim, options_.block_size};
-  cache_ = AlignedBuffer(kv_block_bytes("cpu", config, kv_dtype, options_.block_size) *
-                         static_cast<size_t>(options_.num_blocks));
+  const size_t block = kv_block_bytes("cpu", config, kv_dtype, options_.block_size);
+  const auto blocks = static_cast<size_t>(options_.num_blocks);
+  if (blocks > std::numeric_limits<size_t>::max() / block) {
+    throw DeviceError(concat("out of memory: cannot allocate ", blocks, " blocks of ", block,
+                             " bytes for the KV cache"));
+  }
+  cache_ = AlignedBuffer(blocks * block);
   const int64_t tokens = options_.max_num_tokens;
   const int64_t widest = std::max(config.hidden_size, config.q_size());
   const int64_t deepest = std::max(widest, config.intermediate_size);
@@ -121,8 +132,12 @@ void CpuBackend::parallel(int num_tasks, F&& task) {
   pool_->run(num_tasks, options_.threads, task);
 }
 
+void CpuBackend::suspend() noexcept { turn_.reset(); }
+
+void CpuBackend::resume() { turn_ = std::make_unique<ThreadPool::StepGuard>(*pool_); }
+
 void CpuBackend::begin_step(const Batch& batch) {
-  turn_ = std::make_unique<ThreadPool::StepGuard>(*pool_);
+  resume();
   batch_ = batch;
   std::swap(samples_, previous_samples_);
   samples_.clear();

@@ -42,6 +42,9 @@ class ActMemory {
   AlignedBuffer f32_, bf16_, q8_, scale_, sum_, total_;
 };
 
+// Throws InvalidArgument for a block size that the cache's layout cannot have.
+void check_block_size(int block_size);
+
 class CpuBackend final : public Backend {
  public:
   // `isa` empty: the fastest, or RAPSHEE_CPU_ISA.
@@ -64,6 +67,8 @@ class CpuBackend final : public Backend {
   void norm_gated_mlp(const GatedMlpArgs& args) override;
   void head(const HeadArgs& args) override;
   void process_and_sample(const SamplingRows& rows, const SampleResults& results) override;
+  void suspend() noexcept override;
+  void resume() override;
   void end_step() noexcept override;
   void set_state(int slot, std::span<const int32_t> token_ids, int64_t num_prompt_tokens) override;
 
