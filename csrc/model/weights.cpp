@@ -96,6 +96,11 @@ class Loader {
 
   std::unique_ptr<Weight> vector(const std::string& name, int64_t n, bool interleaved = false) {
     const TensorEntry entry = take(name, {n});
+    if (interleaved && is_quantized(entry.dtype)) {
+      throw WeightError(concat(dtype_name(entry.dtype), " blocks of a pairwise stored bias cannot ",
+                               "be put in order; expected f32, f16 or bf16"),
+                        name, entry.file);
+    }
     // A permuted bias is read element by element, as rows of one.
     WeightSource from = source(entry, interleaved ? n : 1, interleaved ? 1 : n, interleaved);
     if (interleaved) {
@@ -165,6 +170,12 @@ class Loader {
     const FileReader& file = found != files_.end()
                                  ? found->second
                                  : files_.emplace(entry.file, FileReader(entry.file)).first->second;
+    // Known before anything is allocated for it, and no sum below can overflow.
+    if (entry.offset > file.size() || entry.nbytes > file.size() - entry.offset) {
+      throw WeightError(concat("bytes ", entry.offset, " + ", entry.nbytes,
+                               " lie outside the file of ", file.size(), " bytes"),
+                        entry.name, entry.file);
+    }
     const int64_t size = row_bytes(entry.dtype, cols);
     return [&file, offset = entry.offset, size, name = entry.name](int64_t begin, int64_t end,
                                                                    std::byte* dst) {

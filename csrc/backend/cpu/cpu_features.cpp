@@ -66,7 +66,10 @@ bool float_activations() {
 std::string cpu_model_name() {
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);) {
-    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+    const size_t value = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && value != std::string::npos) {
+      return line.substr(value + 2);
+    }
   }
   return "unknown";
 }
