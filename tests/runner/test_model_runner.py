@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +80,19 @@ def test_log_probabilities_are_those_of_the_formulas(
     np.testing.assert_allclose(out.logprobs, expected[:, 1], atol=1e-4)
     ranks = (expected > expected[:, 1:2]).sum(axis=1) + 1
     np.testing.assert_array_equal(out.ranks, ranks)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("projection", ["q", "k", "v", "o"])
+def test_weights_that_are_no_numbers_give_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isa: str, projection: str
+) -> None:
+    monkeypatch.setenv("RAPSHEE_CPU_ISA", isa)
+    weights = make_weights(CONFIG, seed=2)
+    weights[f"model.layers.0.self_attn.{projection}_proj.weight"][0, 0] = np.nan
+    runner = make_runner(write_hf_folder(tmp_path, CONFIG, weights))
+    assert run(runner, prefill()).token_ids.tolist() == [-1]
+    runner.close()
 
 
 def test_results_are_read_only_arrays_of_the_documented_shapes(runner: _core.ModelRunner) -> None:
@@ -189,6 +204,18 @@ def test_a_step_waits_for_its_masks_and_the_next_for_it(runner: _core.ModelRunne
     assert runner.collect(ticket).token_ids.tolist() == [100]
     chained = runner.collect(following)
     np.testing.assert_array_equal(run(runner, decode(100, num_logprobs=1)).top_ids, chained.top_ids)
+
+
+def test_a_step_that_waits_for_its_masks_holds_up_no_other_runner(
+    runner: _core.ModelRunner, folder: Path
+) -> None:
+    other = make_runner(folder)
+    ticket = launch_masked(runner)
+    expected = run(other, prefill()).token_ids.tolist()
+    other.close()
+    make_runner(folder, threads=2).close()
+    runner.set_masks(ticket, np.full((1, 5), 0xFFFFFFFF, np.uint32))
+    assert runner.collect(ticket).token_ids.tolist() == expected
 
 
 def test_a_mask_that_allows_nothing_fails_its_row_alone(runner: _core.ModelRunner) -> None:
@@ -360,6 +387,108 @@ def test_a_missing_tensor_is_named(folder: Path) -> None:
         _core.ModelRunner(
             config, [], num_blocks=1, block_size=16, max_num_tokens=1, max_num_seqs=1, threads=1
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": []}, r"shape is \[\], expected \[160, 64\]"),
+        ({"shape": [160, 64, 1]}, r"shape is \[160, 64, 1\]"),
+        ({"shape": [-160, -64]}, r"shape is \[-160, -64\]"),
+        ({"shape": [2**62, 2**62]}, "shape is"),
+        ({"nbytes": 2**63 - 1}, "takes 9223372036854775807 bytes"),
+        ({"offset": 2**63 - 1}, r"bytes 9223372036854775807 \+ 40960 lie outside the file"),
+        ({"offset": 2**63 - 40960}, r"\+ 40960 lie outside the file"),
+        ({"file": "missing"}, "cannot open"),
+        ({"file": "."}, "not a regular file"),
+        ({"name": "final_norm.weight"}, "named twice"),
+    ],
+    ids=str,
+)
+def test_hostile_entries_are_refused(folder: Path, change: dict[str, object], message: str) -> None:
+    checkpoint = load_checkpoint(folder)
+    fields = ("name", "dtype", "shape", "file", "offset", "nbytes")
+    columns = [{field: getattr(entry, field) for field in fields} for entry in checkpoint.entries]
+    embed = next(c for c in columns if c["name"] == "embed.weight")
+    embed.update(change)
+    with pytest.raises(_core.WeightError, match=message):
+        _core.ModelRunner(
+            native_config(checkpoint.config), [_core.TensorEntry(**c) for c in columns],
+            num_blocks=1, block_size=16, max_num_tokens=1, max_num_seqs=1, threads=2,
+        )  # fmt: skip
+
+
+def test_a_named_pipe_is_no_weight_file(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    config = native_config(load_checkpoint(folder).config)
+    entry = _core.TensorEntry("embed.weight", "f32", [160, 64], str(tmp_path / "pipe"), 0, 40960)
+    with pytest.raises(_core.WeightError, match="not a regular file"):
+        _core.ModelRunner(
+            config, [entry], num_blocks=1, block_size=16, max_num_tokens=1, max_num_seqs=1,
+            threads=1,
+        )  # fmt: skip
+
+
+def tiny_config(**sizes: object) -> _core.ModelConfig:
+    ones: dict[str, object] = {
+        "vocab_size": 1, "hidden_size": 1, "intermediate_size": 1, "num_heads": 1,
+        "num_kv_heads": 1, "head_dim": 2, "max_position": 16, "rms_norm_eps": 1e-5,
+        "query_scale": 1.0, "activation": "silu", "tie_embeddings": True, "qkv_bias": False,
+        "out_bias": False, "mlp_bias": False, "interleaved_qk": False, "ropes": [_core.Rope([])],
+        "layers": [_core.LayerConfig()],
+    }  # fmt: skip
+    return _core.ModelConfig(**(ones | sizes))  # type: ignore[arg-type]
+
+
+def random_entry(name: str, *shape: int) -> _core.TensorEntry:
+    return _core.TensorEntry(name, "f32", shape, "", 0, 4 * math.prod(shape))
+
+
+def random_layer(layer: int, attention: int) -> list[_core.TensorEntry]:
+    """Entries of a layer with hidden size 1 and ``attention`` outputs of each of q, k and v."""
+    shapes = {
+        "attn_norm": (1,), "q": (attention, 1), "k": (attention, 1), "v": (attention, 1),
+        "o": (1, attention), "mlp_norm": (1,), "gate": (1, 1), "up": (1, 1), "down": (1, 1),
+    }  # fmt: skip
+    return [random_entry(f"layers.{layer}.{name}.weight", *s) for name, s in shapes.items()]
+
+
+def test_a_cache_larger_than_any_memory_is_refused() -> None:
+    layers, heads, head_dim = 32, 32, 1024
+    config = tiny_config(
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=head_dim,
+        layers=[_core.LayerConfig()] * layers,
+    )
+    entries = [random_entry("embed.weight", 1, 1), random_entry("final_norm.weight", 1)]
+    for layer in range(layers):
+        entries += random_layer(layer, heads * head_dim)
+    with pytest.raises(_core.DeviceError, match="blocks of 34359738368 bytes for the KV cache"):
+        _core.ModelRunner(
+            config, entries, num_blocks=2**30 - 1, block_size=4096, max_num_tokens=1,
+            max_num_seqs=1, threads=1,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("block_size", [-16, 0, 8, 17, 8192])
+def test_block_sizes_that_no_cache_has_take_no_bytes(block_size: int) -> None:
+    with pytest.raises(ValueError, match=f"block_size: got {block_size}"):
+        _core.kv_block_bytes(tiny_config(), device="cpu", dtype="float32", block_size=block_size)
+
+
+def test_quantised_biases_cannot_be_reordered() -> None:
+    config = tiny_config(num_heads=16, num_kv_heads=16, qkv_bias=True, interleaved_qk=True)
+    entries = [
+        random_entry("embed.weight", 1, 1),
+        *random_layer(0, 32),
+        _core.TensorEntry("layers.0.q.bias", "q8_0", [32], "", 0, 34),
+    ]
+    with pytest.raises(_core.WeightError, match="cannot be put in order"):
+        _core.ModelRunner(
+            config, entries, num_blocks=1, block_size=16, max_num_tokens=1, max_num_seqs=1,
+            threads=1,
+        )  # fmt: skip
 
 
 def test_runners_can_be_made_again_and_side_by_side(folder: Path) -> None:
