@@ -1,6 +1,8 @@
 // Worker threads of the process, shared by all engines.
 #pragma once
 
+#include <signal.h>
+
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -9,6 +11,18 @@
 #include <vector>
 
 namespace rapshee {
+
+// Threads started in its lifetime take no signals: those belong to the host's own threads.
+class SignalsBlocked {
+ public:
+  SignalsBlocked();
+  ~SignalsBlocked();
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+};
 
 // Runs data-parallel loops. Whatever the number of threads, a loop is cut into the same tasks;
 // threads claim them one by one, so a thread that gets no processor time costs nothing.

@@ -1,11 +1,14 @@
 #include "runner/model_runner.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <limits>
 #include <utility>
 
 #include "core/error.h"
+#include "core/thread_pool.h"
 
 namespace rapshee {
 namespace {
@@ -31,7 +34,7 @@ bool wants_logits(const StepInput& in, size_t r) {
 
 ModelRunner::ModelRunner(ModelConfig config, const std::vector<TensorEntry>& entries,
                          const RunnerOptions& options, const Progress& progress)
-    : config_(std::move(config)), options_(options) {
+    : config_(std::move(config)), options_(options), owner_(::getpid()) {
   config_.validate();
   check_options(options);
   limits_ = {config_.vocab_size, config_.max_position,   options.block_size,
@@ -51,24 +54,31 @@ ModelRunner::ModelRunner(ModelConfig config, const std::vector<TensorEntry>& ent
   checksum_ = weights_.checksum;
   weight_bytes_ = weights_.bytes;
   description_ = backend_->description();
+  const SignalsBlocked blocked;
   thread_ = std::thread([this] { serve(); });
 }
 
 ModelRunner::~ModelRunner() { close(); }
 
+bool ModelRunner::is_ours() const { return ::getpid() == owner_; }
+
 void ModelRunner::check_open() const {
+  if (!is_ours()) {
+    throw DeviceError("the runner belongs to the process that made it; make one after fork");
+  }
   if (!thread_.joinable()) throw DeviceError("the runner is closed");
 }
 
 bool ModelRunner::alive() const {
-  const std::lock_guard lock(mutex_);
+  if (!is_ours()) return false;
+  const std::lock_guard lock(sync_->mutex);
   return alive_ && thread_.joinable();
 }
 
 uint64_t ModelRunner::launch(StepInput input) {
   check_open();
   validate_step(input, limits_, previous_rows_);
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(sync_->mutex);
   if (!alive_) throw DeviceError("the device failed in an earlier step");
   RAPSHEE_CHECK(steps_.size() < kMaxOutstanding, "launch: ", kMaxOutstanding,
                 " steps are outstanding, collect the oldest first");
@@ -81,7 +91,7 @@ uint64_t ModelRunner::launch(StepInput input) {
   previous_rows_ = step->input.num_rows();
   work_.push_back([this, s = step.get()] { run(*s); });
   steps_.push_back(std::move(step));
-  work_ready_.notify_all();
+  sync_->work_ready.notify_all();
   return steps_.back()->ticket;
 }
 
@@ -94,7 +104,7 @@ ModelRunner::Step& ModelRunner::outstanding(uint64_t ticket) {
 
 void ModelRunner::set_masks(uint64_t ticket, std::span<const uint32_t> masks) {
   check_open();
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(sync_->mutex);
   Step& step = outstanding(ticket);
   const size_t expected = step.masked_rows * static_cast<size_t>(mask_words());
   RAPSHEE_CHECK(masks.size() == expected, "masks: got ", masks.size(), " words, expected ",
@@ -102,16 +112,16 @@ void ModelRunner::set_masks(uint64_t ticket, std::span<const uint32_t> masks) {
   RAPSHEE_CHECK(!step.masks_ready, "masks: ticket ", ticket, " needs none, or has them");
   step.masks.assign(masks.begin(), masks.end());
   step.masks_ready = true;
-  work_ready_.notify_all();
+  sync_->work_ready.notify_all();
 }
 
 StepOutput ModelRunner::collect(uint64_t ticket) {
   check_open();
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(sync_->mutex);
   Step& step = outstanding(ticket);
   RAPSHEE_CHECK(&step == steps_.front().get(), "collect: ticket ", ticket, " is not the oldest");
   RAPSHEE_CHECK(step.masks_ready, "collect: ticket ", ticket, " waits for set_masks");
-  step_done_.wait(lock, [&] { return step.done; });
+  sync_->step_done.wait(lock, [&] { return step.done; });
   const std::unique_ptr<Step> finished = std::move(steps_.front());
   steps_.pop_front();
   if (finished->error) std::rethrow_exception(finished->error);
@@ -129,7 +139,7 @@ void ModelRunner::set_state(int slot, std::vector<int32_t> token_ids, int64_t nu
     RAPSHEE_CHECK(id >= 0 && id < config_.vocab_size, "token_ids: got ", id, ", expected 0 to ",
                   config_.vocab_size - 1);
   }
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(sync_->mutex);
   work_.push_back([this, slot, ids = std::move(token_ids), num_prompt_tokens] {
     try {
       backend_->set_state(slot, ids, num_prompt_tokens);
@@ -137,15 +147,16 @@ void ModelRunner::set_state(int slot, std::vector<int32_t> token_ids, int64_t nu
       state_error_ = std::current_exception();
     }
   });
-  work_ready_.notify_all();
+  sync_->work_ready.notify_all();
 }
 
 void ModelRunner::close() {
   if (!thread_.joinable()) return;
+  if (!is_ours()) return abandon();
   {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(sync_->mutex);
     closing_ = true;
-    work_ready_.notify_all();
+    sync_->work_ready.notify_all();
   }
   thread_.join();
   steps_.clear();
@@ -154,11 +165,19 @@ void ModelRunner::close() {
   backend_.reset();
 }
 
+// Memory of the backend, its pool and what they wait on stays the parent's, as fork copied it: to
+// free it would be to join threads that do not exist here.
+void ModelRunner::abandon() {
+  thread_.detach();
+  static_cast<void>(sync_.release());
+  static_cast<void>(backend_.release());
+}
+
 // The step thread: work in the order in which it came.
 void ModelRunner::serve() {
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(sync_->mutex);
   for (;;) {
-    work_ready_.wait(lock, [this] { return closing_ || !work_.empty(); });
+    sync_->work_ready.wait(lock, [this] { return closing_ || !work_.empty(); });
     if (work_.empty()) return;
     const std::function<void()> next = std::move(work_.front());
     work_.pop_front();
@@ -181,11 +200,11 @@ void ModelRunner::run(Step& step) noexcept {
   }
   backend_->end_step();
   previous_failed_ = error != nullptr;
-  const std::lock_guard lock(mutex_);
+  const std::lock_guard lock(sync_->mutex);
   step.error = error;
   step.done = true;
   alive_ = alive_ && !device_failed;
-  step_done_.notify_all();
+  sync_->step_done.notify_all();
 }
 
 void ModelRunner::forward(Step& step) {
@@ -215,10 +234,10 @@ void ModelRunner::forward(Step& step) {
 }
 
 void ModelRunner::wait_for_masks(Step& step) {
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(sync_->mutex);
   const bool ready = step.masks_ready;
   if (!ready) backend_->suspend();
-  work_ready_.wait(lock, [&] { return closing_ || step.masks_ready; });
+  sync_->work_ready.wait(lock, [&] { return closing_ || step.masks_ready; });
   if (!step.masks_ready) throw Error("the runner was closed before the masks of a step came");
   lock.unlock();
   if (!ready) backend_->resume();

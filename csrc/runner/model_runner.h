@@ -4,6 +4,8 @@
 // runner's own, so that the caller can prepare step n + 1 while step n runs.
 #pragma once
 
+#include <sys/types.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -52,7 +54,8 @@ class ModelRunner {
   // Waits for the oldest outstanding step and rethrows what it threw.
   StepOutput collect(uint64_t ticket);
   void set_state(int slot, std::vector<int32_t> token_ids, int64_t num_prompt_tokens);
-  // Waits for outstanding steps, gives all memory back. Idempotent.
+  // Waits for outstanding steps, gives all memory back. Idempotent. A forked child, which has no
+  // copy of the threads, lets go of everything without touching it.
   void close();
 
   bool alive() const;
@@ -77,6 +80,8 @@ class ModelRunner {
   };
 
   void check_open() const;
+  bool is_ours() const;
+  void abandon();
   Step& outstanding(uint64_t ticket);
   void serve();
   void run(Step& step) noexcept;
@@ -96,6 +101,7 @@ class ModelRunner {
   std::string description_;
 
   // Of the caller.
+  const pid_t owner_;  // the process whose threads these are
   uint64_t next_ticket_ = 1;
   int previous_rows_ = 0;
 
@@ -103,9 +109,13 @@ class ModelRunner {
   bool previous_failed_ = false;
   std::exception_ptr state_error_;  // of a set_state, for the next step
 
-  // Shared, under mutex_.
-  mutable std::mutex mutex_;
-  std::condition_variable work_ready_, step_done_;
+  // Shared, under sync_->mutex. Apart from the runner, as a forked child must not destroy what
+  // threads of its parent wait on.
+  struct Sync {
+    std::mutex mutex;
+    std::condition_variable work_ready, step_done;
+  };
+  std::unique_ptr<Sync> sync_ = std::make_unique<Sync>();
   std::deque<std::function<void()>> work_;
   std::deque<std::unique_ptr<Step>> steps_;  // outstanding, oldest first
   bool closing_ = false;

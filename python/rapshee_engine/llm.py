@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ class LLM:
             for output in llm.generate(["Hello", "The capital of France is"]):
                 print(output.outputs[0].text)
 
-    One thread at a time may use it; `AsyncEngine` serves many.
+    One thread at a time may use it; `AsyncEngine` serves many. A forked child has to make its own.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
@@ -54,6 +55,7 @@ class LLM:
 
     def _start(self, engine: Engine) -> None:
         self._engine = engine
+        self._owner = os.getpid()
         self._request_ids = itertools.count()
         self._is_closed = False
         # The steps run on a thread of their own: Ctrl-C reaches the main thread between any two
@@ -128,6 +130,8 @@ class LLM:
         )
 
     def _run(self, groups: list[RequestGroup], use_tqdm: bool) -> list[RequestOutput]:
+        if os.getpid() != self._owner:
+            raise EngineClosedError("threads do not survive a fork; make an LLM in this process")
         interrupted = threading.Event()
         try:
             return self._executor.submit(

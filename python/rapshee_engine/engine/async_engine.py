@@ -126,6 +126,8 @@ class AsyncEngine:
             EngineClosedError, EngineDeadError: nor any other.
             StepError: a step that computed it failed.
         """
+        if not self._thread.is_alive():  # closed, or this is a forked child, which has no threads
+            raise EngineClosedError("the engine is closed, or belongs to the parent process")
         stream = _Stream(asyncio.get_running_loop(), sampling_params.output_kind)
         request_id = uuid.uuid4().hex if request_id is None else request_id
         group = await self._process(request_id, prompt, sampling_params, cache_salt)
@@ -194,7 +196,8 @@ class AsyncEngine:
 
 
 def _shut_down(loop: _StepLoop, thread: threading.Thread, tokenizing: ThreadPoolExecutor) -> None:
-    loop.stop()
+    if thread.is_alive():  # a forked child has no copy of it, and perhaps one of a lock it held
+        loop.stop()
     tokenizing.shutdown(wait=False)
     if thread is not threading.current_thread():  # garbage may be collected anywhere
         thread.join()

@@ -27,6 +27,8 @@ inline constexpr const char* kIsaName = "avx2";
 inline constexpr int kRowTile = 2;
 // vpmaddubsw on |code| and the activation with the code's sign needs no offset.
 inline constexpr int kSignedOffset = 0;
+// Loops over arrays of vectors are unrolled, so that the arrays become registers.
+inline constexpr int kUnroll = 8;
 
 // Asks for the cache line at p, which need not be a valid address.
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

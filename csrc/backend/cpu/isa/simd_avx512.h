@@ -19,6 +19,8 @@ inline constexpr const char* kIsaName = "avx512";
 inline constexpr int kRowTile = 8;
 // vpdpbusd takes weights as the unsigned operand, so signed codes are offset by 128.
 inline constexpr int kSignedOffset = 128;
+// Loops over arrays of vectors are unrolled, so that the arrays become registers.
+inline constexpr int kUnroll = 8;
 
 // Asks for the cache line at p, which need not be a valid address.
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

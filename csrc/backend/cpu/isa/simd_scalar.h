@@ -26,6 +26,8 @@ struct Mask {
 inline constexpr const char* kIsaName = "scalar";
 inline constexpr int kRowTile = 2;
 inline constexpr int kSignedOffset = 0;
+// Vectors live in memory anyway.
+inline constexpr int kUnroll = 1;
 
 template <class T, class F>
 inline T each(F f) {
