@@ -115,6 +115,7 @@ void CpuBackend::allocate_cache(const ModelConfig& config, DType kv_dtype) {
       std::max({linear_scratch_bytes(deepest) + 2 * kGateRows * kGroup * sizeof(float),
                 linear_scratch_bytes(deepest) + kMaxHeadRows * kVocabChunk * sizeof(float),
                 attention_scratch_bytes(std::max(kTileRows, config.group()), config.head_dim)});
+  prepared_.resize(static_cast<size_t>(options_.threads));
   for (int w = 0; w < options_.threads; ++w) {
     worker_acts_.emplace_back(kPrepareAlone, widest);
     scratch_.emplace_back(bytes);
@@ -212,22 +213,13 @@ template <class Body>
 void CpuBackend::with_prepared(const Input& in, uint8_t forms, int num_tasks, Body body) {
   const int64_t rows = in.rows.empty() ? batch_.num_tokens : static_cast<int64_t>(in.rows.size());
   if (rows <= kPrepareAlone) {
-    // Each worker touches only its own flag, and more than a cache line apart.
-    struct alignas(64) Flag {
-      bool ready = false;
-    };
-    std::array<Flag, 64> small;
-    std::vector<Flag> large;
-    Flag* ready = small.data();
-    if (options_.threads > static_cast<int>(small.size())) {
-      large.resize(static_cast<size_t>(options_.threads));
-      ready = large.data();
-    }
+    for (Flag& flag : prepared_) flag.set = false;
     parallel(num_tasks, [&](int task, int worker) {
       const ActRows x = worker_acts_[static_cast<size_t>(worker)].rows_of(in.x.cols(), in.fine);
-      if (!ready[worker].ready) {
+      bool& prepared = prepared_[static_cast<size_t>(worker)].set;
+      if (!prepared) {
         for (int64_t r = 0; r < rows; ++r) prepare(in, r, forms, x);
-        ready[worker].ready = true;
+        prepared = true;
       }
       body(x, task, worker);
     });

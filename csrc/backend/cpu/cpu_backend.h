@@ -92,6 +92,10 @@ class CpuBackend final : public Backend {
     bool add = false;
     int64_t first_panel = 0;
   };
+  // Of one worker: on a cache line of its own.
+  struct alignas(64) Flag {
+    bool set = false;
+  };
   // Query tokens [begin, end) of one sequence that are attended together.
   struct Tile {
     int seq, begin, end;
@@ -129,6 +133,7 @@ class CpuBackend final : public Backend {
   ActMemory acts_;                      // prepared inputs of large batches
   ActMemory hidden_;                    // gated hidden rows of the MLP
   std::vector<ActMemory> worker_acts_;  // [threads] prepared inputs of small batches
+  std::vector<Flag> prepared_;          // [threads] whether worker_acts_ hold the input at hand
   std::vector<AlignedBuffer> scratch_;  // [threads]
   std::unique_ptr<Sampler> sampler_;
   std::vector<Sampler::Scratch> sampler_scratch_;  // [threads]
