@@ -388,3 +388,15 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("command", [["info"], ["--version"], ["serve", "--help"]])
+def test_an_instruction_set_that_is_not_there_is_one_line(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAPSHEE_CPU_ISA", "foo")
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("rapshee-engine: ")
+    assert "available: scalar" in error
+    assert error.count("\n") == 1

@@ -34,8 +34,8 @@ _SIZE_SHIFT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status: 0, 1 for an error, 2 for wrong usage, 130 if interrupted."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         options.run(options)
         sys.stdout.flush()
     except RapsheeError as error:
@@ -91,7 +91,8 @@ def _add_serve(commands: Any) -> None:
         "  rapshee-engine serve --model tiny=./tiny.gguf --model big=./big-folder --port 9000\n"
         "  RAPSHEE_API_KEY=secret rapshee-engine serve --host 0.0.0.0\n\n"
         "The first start makes an API key, shows it on the terminal (or writes it to a file if\n"
-        "there is none) and keeps its hash in $RAPSHEE_HOME.",
+        "there is none) and keeps its hash in $RAPSHEE_HOME (~/.local/share/rapshee-engine).\n"
+        "Without --model, the first start downloads the default model as `pull` does.",
     )
     command.add_argument(
         "--model",
@@ -283,7 +284,7 @@ def _add_pull(commands: Any) -> None:
         "pull",
         _pull,
         f"download the default model, {DEFAULT_MODEL.name}",
-        "The file goes to $RAPSHEE_CACHE, by default to ~/.cache/rapshee-engine, and its path to\n"
+        "The file goes to models/ in $RAPSHEE_CACHE (~/.cache/rapshee-engine), and its path to\n"
         "standard output. A model that is there already is not downloaded again.",
     )
     command.add_argument(

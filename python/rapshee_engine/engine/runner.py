@@ -27,8 +27,15 @@ __all__ = ["Runner", "StepResult", "StepRunner", "build_info"]
 
 
 def build_info() -> dict[str, Any]:
-    """What this build and this machine offer: ``_core.build_info()`` and ``devices``."""
-    return {**_core.build_info(), "devices": _core.list_devices()}
+    """What this build and this machine offer: ``_core.build_info()`` and ``devices``.
+
+    Raises:
+        ConfigError: ``RAPSHEE_CPU_ISA`` asks for what this processor cannot run.
+    """
+    try:
+        return {**_core.build_info(), "devices": _core.list_devices()}
+    except _core.DeviceError as error:
+        raise ConfigError(str(error)) from error
 
 
 class StepResult(Protocol):

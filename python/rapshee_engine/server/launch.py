@@ -129,7 +129,7 @@ class _Access:
             return cls(
                 "made at the first start. Lost? Add one with --api-key, or delete "
                 f"{store.path} to get a new one",
-                "$RAPSHEE_API_KEY",
+                "YOUR_KEY",
             )
         if shown:
             return cls(f"{shown[0]}  (shown only this once)", shown[0])
@@ -137,7 +137,9 @@ class _Access:
 
 
 def _announce(url: str, names: list[str], access: _Access) -> None:
-    body = {"model": names[0], "messages": [{"role": "user", "content": "What is the moon?"}]}
+    # Greedy, so that whoever pastes the line twice sees the same answer twice.
+    question = {"role": "user", "content": "In one sentence, what is the moon?"}
+    body = {"model": names[0], "messages": [question], "temperature": 0}
     header = "" if access.shell_key is None else f'-H "Authorization: Bearer {access.shell_key}" '
     data = shlex.quote(msgspec.json.encode(body).decode())
     print(

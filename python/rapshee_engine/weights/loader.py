@@ -101,7 +101,10 @@ def load_checkpoint(path: str | Path, load_format: str = "auto") -> Checkpoint:
             f"load_format must be one of {', '.join(_LOAD_FORMATS)}, got {load_format!r}"
         )
     if not path.exists():
-        raise ConfigError(f"model path {str(path)!r} does not exist")
+        raise ConfigError(
+            f"model path {str(path)!r} does not exist (`rapshee-engine pull` fetches the default "
+            "model and prints its path)"
+        )
     if load_format == "gguf" or (load_format == "auto" and not path.is_dir()):
         if not path.is_file():
             raise ConfigError(f"model path {str(path)!r} is not a file, as GGUF needs")
