@@ -12,6 +12,16 @@ namespace py = pybind11;
 namespace rapshee::bindings {
 namespace {
 
+py::object cuda() {
+  const CudaInfo cuda = cuda_info();
+  if (!cuda.built) return py::bool_(false);
+  py::dict info;
+  info["kind"] = cuda.kind;
+  info["devices"] = cuda.models;
+  info["unavailable"] = cuda.unavailable;
+  return info;
+}
+
 py::dict build_info() {
   py::list isas;
   for (const cpu::KernelTable* table : cpu::usable_kernels()) isas.append(table->isa);
@@ -19,7 +29,7 @@ py::dict build_info() {
   info["version"] = RAPSHEE_VERSION;
   info["compiler"] = "gcc-compatible " __VERSION__;
   info["build_type"] = RAPSHEE_BUILD_TYPE;
-  info["cuda"] = false;
+  info["cuda"] = cuda();
   info["isas"] = isas;
   info["isa"] = cpu::select_kernels().isa;
   info["cpu"] = cpu::cpu_model_name();
@@ -27,15 +37,12 @@ py::dict build_info() {
   return info;
 }
 
-std::vector<std::string> devices() {
-  const auto names = list_devices();
-  return {names.begin(), names.end()};
-}
-
 DType parse_kv_dtype(const std::string& name) {
-  RAPSHEE_CHECK(name == "bfloat16" || name == "float32", "dtype: got '", name,
-                "', expected bfloat16 or float32");
-  return name == "float32" ? DType::kF32 : DType::kBF16;
+  if (name == "bfloat16") return DType::kBF16;
+  if (name == "float16") return DType::kF16;
+  RAPSHEE_CHECK(name == "float32", "dtype: got '", name,
+                "', expected bfloat16, float16 or float32");
+  return DType::kF32;
 }
 
 }  // namespace
@@ -43,7 +50,8 @@ DType parse_kv_dtype(const std::string& name) {
 void register_devices(py::module_& m) {
   using py::arg;
   m.def("build_info", &build_info);
-  m.def("list_devices", &devices);
+  m.def("list_devices", &list_devices);
+  m.def("device_dtypes", &device_dtypes, arg("device"));
   m.def("default_block_size", &default_block_size, arg("device"));
   m.def(
       "kv_block_bytes",
@@ -52,6 +60,17 @@ void register_devices(py::module_& m) {
         return kv_block_bytes(device, config, parse_kv_dtype(dtype), block_size);
       },
       arg("config"), py::kw_only(), arg("device"), arg("dtype"), arg("block_size"));
+  m.def(
+      "workspace_bytes",
+      [](const ModelConfig& config, const std::string& device, int max_num_tokens, int max_num_seqs,
+         int block_size) {
+        return workspace_bytes(device, config,
+                               {.block_size = block_size,
+                                .max_num_tokens = max_num_tokens,
+                                .max_num_seqs = max_num_seqs});
+      },
+      arg("config"), py::kw_only(), arg("device"), arg("max_num_tokens"), arg("max_num_seqs"),
+      arg("block_size"));
   m.def("available_memory", py::overload_cast<const std::string&>(&available_memory),
         arg("device"));
   m.def("usable_cores", &usable_cores);

@@ -21,7 +21,7 @@ ModelConfig make_config(int64_t vocab_size, int64_t hidden_size, int64_t interme
                         int num_heads, int num_kv_heads, int head_dim, int64_t max_position,
                         float rms_norm_eps, float query_scale, const std::string& activation,
                         bool tie_embeddings, bool qkv_bias, bool out_bias, bool mlp_bias,
-                        bool interleaved_qk, std::vector<Rope> ropes,
+                        bool qk_norm, bool interleaved_qk, std::vector<Rope> ropes,
                         std::vector<LayerConfig> layers) {
   ModelConfig config;
   config.vocab_size = vocab_size;
@@ -38,6 +38,7 @@ ModelConfig make_config(int64_t vocab_size, int64_t hidden_size, int64_t interme
   config.qkv_bias = qkv_bias;
   config.out_bias = out_bias;
   config.mlp_bias = mlp_bias;
+  config.qk_norm = qk_norm;
   config.interleaved_qk = interleaved_qk;
   config.ropes = std::move(ropes);
   config.layers = std::move(layers);
@@ -60,7 +61,7 @@ void register_model(py::module_& m) {
       .def(py::init(&make_config), py::kw_only(), arg("vocab_size"), arg("hidden_size"),
            arg("intermediate_size"), arg("num_heads"), arg("num_kv_heads"), arg("head_dim"),
            arg("max_position"), arg("rms_norm_eps"), arg("query_scale"), arg("activation"),
-           arg("tie_embeddings"), arg("qkv_bias"), arg("out_bias"), arg("mlp_bias"),
+           arg("tie_embeddings"), arg("qkv_bias"), arg("out_bias"), arg("mlp_bias"), arg("qk_norm"),
            arg("interleaved_qk"), arg("ropes"), arg("layers"));
   py::class_<TensorEntry>(m, "TensorEntry")
       .def(py::init([](std::string name, const std::string& dtype, std::vector<int64_t> shape,

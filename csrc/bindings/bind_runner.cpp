@@ -124,6 +124,11 @@ std::string hex(uint64_t value) {
   return text;
 }
 
+const char* kv_dtype_name(DType dtype) {
+  if (dtype == DType::kF32) return "float32";
+  return dtype == DType::kF16 ? "float16" : "bfloat16";
+}
+
 void register_step_output(py::module_& m) {
   py::class_<StepArrays>(m, "StepOutput")
       .def_readonly("token_ids", &StepArrays::token_ids)
@@ -139,7 +144,9 @@ void register_step_output(py::module_& m) {
 ComputeType parse_compute(const std::string& name) {
   if (name == "auto") return ComputeType::kAuto;
   if (name == "bfloat16") return ComputeType::kBFloat16;
-  RAPSHEE_CHECK(name == "float32", "dtype: got '", name, "', expected auto, bfloat16 or float32");
+  if (name == "float16") return ComputeType::kFloat16;
+  RAPSHEE_CHECK(name == "float32", "dtype: got '", name,
+                "', expected auto, bfloat16, float16 or float32");
   return ComputeType::kFloat32;
 }
 
@@ -166,9 +173,8 @@ void register_runner(py::module_& m) {
       .def_property_readonly("weights_checksum",
                              [](const ModelRunner& r) { return hex(r.weights_checksum()); })
       .def_property_readonly("weight_bytes", &ModelRunner::weight_bytes)
-      .def_property_readonly(
-          "kv_dtype",
-          [](const ModelRunner& r) { return r.kv_dtype() == DType::kF32 ? "float32" : "bfloat16"; })
+      .def_property_readonly("kv_dtype",
+                             [](const ModelRunner& r) { return kv_dtype_name(r.kv_dtype()); })
       .def_property_readonly("description", &ModelRunner::description);
 }
 

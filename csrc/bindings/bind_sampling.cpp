@@ -83,13 +83,14 @@ cpu::RowStats stats_of(const cpu::KernelTable& kernels, const float* logits, int
 }
 
 // The sampler sees only statistics of the rows that need no more, as after a step.
-void sample_rows(const cpu::KernelTable& kernels, const SamplingRows& rows, const float* logits,
-                 int64_t vocab, cpu::Sampler& sampler, const SampleResults& results) {
+void sample_rows(const cpu::KernelTable& kernels, const SamplingRows& rows,
+                 const std::vector<const uint32_t*>& masks, const float* logits, int64_t vocab,
+                 cpu::Sampler& sampler, const SampleResults& results) {
   cpu::Sampler::Scratch scratch(vocab);
   for (int r = 0; r < rows.num_rows; ++r) {
     const float* row = logits + r * vocab;
     const bool needs_logits = cpu::Sampler::needs_logits(rows, r);
-    sampler.sample_row(kernels, rows, r, needs_logits ? row : nullptr,
+    sampler.sample_row(kernels, rows, r, masks[r], needs_logits ? row : nullptr,
                        stats_of(kernels, row, vocab), scratch, results);
   }
 }
@@ -149,9 +150,9 @@ py::tuple sample(const py::object& logits_object, const py::object& masks, const
 
   Columns columns(arrays);
   SamplingRows rows = take_rows(columns, num_rows, vocab, std::ssize(states));
+  rows.needs_mask = columns.take<uint8_t>("needs_mask", num_rows);
   const std::vector<const uint32_t*> row_masks =
-      spread_masks(columns.take<uint8_t>("needs_mask", num_rows), num_rows, masks, vocab);
-  rows.masks = row_masks.data();
+      spread_masks(rows.needs_mask, num_rows, masks, vocab);
   columns.check_all_taken();
   cpu::Sampler sampler = make_sampler(vocab, states);
 
@@ -170,7 +171,7 @@ py::tuple sample(const py::object& logits_object, const py::object& masks, const
                               .top_width = top_width};
   {
     const py::gil_scoped_release release;
-    sample_rows(kernels, rows, logits.data(), vocab, sampler, results);
+    sample_rows(kernels, rows, row_masks, logits.data(), vocab, sampler, results);
   }
   return py::make_tuple(token_ids, logprobs, ranks, top_ids, top_logprobs);
 }

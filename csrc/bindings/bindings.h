@@ -17,7 +17,7 @@ void register_ops(pybind11::module_& m);
 void register_roofline(pybind11::module_& m);
 void register_sampling_ops(pybind11::module_& m);
 
-// "auto", "bfloat16" or "float32"; InvalidArgument for anything else.
+// "auto", "bfloat16", "float16" or "float32"; InvalidArgument for anything else.
 ComputeType parse_compute(const std::string& name);
 
 }  // namespace rapshee::bindings

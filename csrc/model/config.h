@@ -36,6 +36,7 @@ struct ModelConfig {
   bool qkv_bias = false;
   bool out_bias = false;
   bool mlp_bias = false;
+  bool qk_norm = false;         // RMSNorm of each query and key head before its rotation
   bool interleaved_qk = false;  // Q and K rows are stored pairwise, as in llama files of GGUF
   std::vector<Rope> ropes;
   std::vector<LayerConfig> layers;

@@ -17,7 +17,7 @@ void Decoder::forward() {
 
 void Decoder::layer(int index) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
-  const AttentionArgs attention{index, *qkv_, *attention_};
+  const AttentionArgs attention{index, *qkv_, *attention_, w.q_norm.get(), w.k_norm.get()};
   backend_.norm_qkv({*x_, *w.attn_norm, w.q, w.k, w.v, *qkv_});
   backend_.qk_norm_rope_cache(attention);
   backend_.paged_attention(attention);

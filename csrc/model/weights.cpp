@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "core/file_reader.h"
 #include "core/hash.h"
+#include "model/random_weights.h"
 
 namespace rapshee {
 namespace {
@@ -22,15 +23,6 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   std::string text;
   for (int64_t n : shape) text += (text.empty() ? "" : ", ") + std::to_string(n);
   return "[" + text + "]";
-}
-
-// Uniform in [-1, 1), from the counter alone: the finaliser of SplitMix64 (Steele et al., 2014).
-float counter_uniform(uint64_t key, uint64_t counter) {
-  uint64_t z = key + counter * 0x9e3779b97f4a7c15u;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  return static_cast<float>(z >> 40) * 0x1p-23f - 1.0f;
 }
 
 // Reads the tensors of a checkpoint one by one, counting and hashing what it reads.
@@ -60,6 +52,10 @@ class Loader {
       layer.k =
           linear(at + "k", config_.kv_size(), hidden, config_.qkv_bias, config_.interleaved_qk);
       layer.v = linear(at + "v", config_.kv_size(), hidden, config_.qkv_bias);
+      if (config_.qk_norm) {
+        layer.q_norm = vector(at + "q_norm.weight", config_.head_dim);
+        layer.k_norm = vector(at + "k_norm.weight", config_.head_dim);
+      }
       layer.out = linear(at + "o", hidden, config_.q_size(), config_.out_bias);
       layer.mlp_norm = vector(at + "mlp_norm.weight", hidden);
       layer.gate = linear(at + "gate", inner, hidden, config_.mlp_bias);
@@ -136,9 +132,10 @@ class Loader {
   }
 
   WeightSource source(const TensorEntry& entry, int64_t rows, int64_t cols, bool interleaved) {
-    const auto read = entry.file.empty() ? random_rows(entry, cols) : file_rows(entry, cols);
-    const int64_t size = row_bytes(entry.dtype, cols);
     const uint64_t key = xxh64(bytes_of(entry.name), static_cast<uint64_t>(entry.dtype));
+    if (entry.file.empty()) return random_source(entry, rows, cols, key);
+    const auto read = file_rows(entry, cols);
+    const int64_t size = row_bytes(entry.dtype, cols);
     const int64_t dim = config_.head_dim;
     const auto read_rows = [=, this](int64_t begin, int64_t end, std::byte* dst) {
       if (!interleaved) {
@@ -187,25 +184,27 @@ class Loader {
     };
   }
 
-  // Norms are 1; matrices uniform with the variance 1 / cols, so that activations keep their size.
-  ReadRows random_rows(const TensorEntry& entry, int64_t cols) {
+  // Norms are 1, matrices random; the same for every layout of the weights.
+  WeightSource random_source(const TensorEntry& entry, int64_t rows, int64_t cols, uint64_t key) {
     if (is_quantized(entry.dtype)) {
       throw WeightError(
           "random weights come as f32, f16 or bf16, not " + std::string(dtype_name(entry.dtype)),
           entry.name);
     }
+    checksum_ += key;
     const bool norm = entry.name.find("norm.") != std::string::npos;
-    const float scale = norm ? 0.0f : std::sqrt(3.0f / static_cast<float>(cols));
-    const uint64_t key = xxh64(bytes_of(entry.name));
-    return [=, dtype = entry.dtype](int64_t begin, int64_t end, std::byte* dst) {
+    const auto read_rows = [=, dtype = entry.dtype](int64_t begin, int64_t end, std::byte* dst) {
       for (int64_t i = begin * cols; i < end * cols; ++i) {
-        const float x = norm ? 1.0f : scale * counter_uniform(key, static_cast<uint64_t>(i));
+        const float x = norm ? 1.0f : random_weight(key, static_cast<uint64_t>(i), cols);
         const uint16_t half = dtype == DType::kBF16 ? f32_to_bf16(x) : f32_to_f16(x);
         const size_t size = dtype == DType::kF32 ? sizeof x : sizeof half;
         std::memcpy(dst, dtype == DType::kF32 ? static_cast<const void*>(&x) : &half, size);
         dst += size;
       }
     };
+    WeightSource source{entry.name, entry.dtype, rows, cols, read_rows};
+    if (!norm) source.random_key = key;
+    return source;
   }
 
   std::unique_ptr<Weight> finish(const TensorEntry& entry, std::unique_ptr<Weight> weight) {

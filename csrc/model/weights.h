@@ -29,6 +29,7 @@ struct LinearWeight {
 
 struct LayerWeights {
   std::unique_ptr<Weight> attn_norm, mlp_norm;  // [hidden]
+  std::unique_ptr<Weight> q_norm, k_norm;       // [head_dim] or null
   LinearWeight q;                               // [q_size, hidden]
   LinearWeight k, v;                            // [kv_size, hidden]
   LinearWeight out;                             // [hidden, q_size]

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
 #include <utility>
 
@@ -24,10 +23,51 @@ void check_options(const RunnerOptions& options) {
   check("threads", options.threads, 1024);
 }
 
-// Greedy rows without anything that changes or lists logits need only their arg-max.
-bool wants_logits(const StepInput& in, size_t r) {
-  return in.target_ids[r] >= 0 || in.temperature[r] != 0.0f || in.num_logprobs[r] > 0 ||
-         in.state_slot[r] >= 0 || in.bias_indptr[r] != in.bias_indptr[r + 1] || in.needs_mask[r];
+// Sizes `out` for the rows of `in`; where the backend writes to it.
+SampleResults results_of(const StepInput& in, StepOutput& out) {
+  const auto rows = static_cast<size_t>(in.num_rows());
+  const int32_t width =
+      rows ? *std::max_element(in.num_logprobs.begin(), in.num_logprobs.end()) : 0;
+  out.top_width = width;
+  out.token_ids.assign(rows, -1);
+  out.logprobs.assign(rows, 0.0f);
+  out.ranks.assign(rows, 0);
+  out.top_ids.assign(rows * static_cast<size_t>(width), -1);
+  out.top_logprobs.assign(out.top_ids.size(), -std::numeric_limits<float>::infinity());
+  return {out.token_ids.data(), out.logprobs.data(),     out.ranks.data(),
+          out.top_ids.data(),   out.top_logprobs.data(), width};
+}
+
+Batch batch_of(uint64_t ticket, const StepInput& in, StepOutput& out) {
+  return {.ticket = ticket,
+          .num_tokens = in.num_tokens(),
+          .num_seqs = in.num_seqs(),
+          .max_blocks = static_cast<int>(in.max_blocks),
+          .token_ids = in.token_ids.data(),
+          .positions = in.positions.data(),
+          .slot_mapping = in.slot_mapping.data(),
+          .query_start_loc = in.query_start_loc.data(),
+          .seq_lens = in.seq_lens.data(),
+          .block_tables = in.block_tables.data(),
+          .sample_rows = in.sample_rows.data(),
+          .sampling = {.num_rows = in.num_rows(),
+                       .target_ids = in.target_ids.data(),
+                       .temperature = in.temperature.data(),
+                       .top_k = in.top_k.data(),
+                       .top_p = in.top_p.data(),
+                       .min_p = in.min_p.data(),
+                       .repetition_penalty = in.repetition_penalty.data(),
+                       .presence_penalty = in.presence_penalty.data(),
+                       .frequency_penalty = in.frequency_penalty.data(),
+                       .seed = in.seed.data(),
+                       .draw_index = in.draw_index.data(),
+                       .num_logprobs = in.num_logprobs.data(),
+                       .state_slot = in.state_slot.data(),
+                       .bias_indptr = in.bias_indptr.data(),
+                       .bias_ids = in.bias_ids.data(),
+                       .bias_values = in.bias_values.data(),
+                       .needs_mask = in.needs_mask.data()},
+          .results = results_of(in, out)};
 }
 
 }  // namespace
@@ -46,10 +86,7 @@ ModelRunner::ModelRunner(ModelConfig config, const std::vector<TensorEntry>& ent
                                            .threads = options.threads,
                                            .compute = options.compute});
   weights_ = load_weights(config_, entries, *backend_, progress);
-  const bool f32 = options.compute == ComputeType::kFloat32 ||
-                   (options.compute == ComputeType::kAuto && weights_.all_f32);
-  kv_dtype_ = f32 ? DType::kF32 : DType::kBF16;
-  backend_->allocate_cache(config_, kv_dtype_);
+  kv_dtype_ = backend_->allocate_cache(config_, weights_.all_f32);
   decoder_ = std::make_unique<Decoder>(config_, weights_, *backend_);
   checksum_ = weights_.checksum;
   weight_bytes_ = weights_.bytes;
@@ -121,11 +158,19 @@ StepOutput ModelRunner::collect(uint64_t ticket) {
   Step& step = outstanding(ticket);
   RAPSHEE_CHECK(&step == steps_.front().get(), "collect: ticket ", ticket, " is not the oldest");
   RAPSHEE_CHECK(step.masks_ready, "collect: ticket ", ticket, " waits for set_masks");
-  sync_->step_done.wait(lock, [&] { return step.done; });
-  const std::unique_ptr<Step> finished = std::move(steps_.front());
+  sync_->step_ended.wait(lock, [&] { return step.ended; });
+  const std::unique_ptr<Step> ended = std::move(steps_.front());
   steps_.pop_front();
-  if (finished->error) std::rethrow_exception(finished->error);
-  return std::move(finished->output);
+  if (ended->error) std::rethrow_exception(ended->error);
+  lock.unlock();
+  try {
+    ended->output.timing_us = backend_->finish_step(ticket);
+  } catch (const DeviceError&) {
+    lock.lock();
+    alive_ = false;
+    throw;
+  }
+  return std::move(ended->output);
 }
 
 void ModelRunner::set_state(int slot, std::vector<int32_t> token_ids, int64_t num_prompt_tokens) {
@@ -202,9 +247,9 @@ void ModelRunner::run(Step& step) noexcept {
   previous_failed_ = error != nullptr;
   const std::lock_guard lock(sync_->mutex);
   step.error = error;
-  step.done = true;
+  step.ended = true;
   alive_ = alive_ && !device_failed;
-  sync_->step_done.notify_all();
+  sync_->step_ended.notify_all();
 }
 
 void ModelRunner::forward(Step& step) {
@@ -214,23 +259,31 @@ void ModelRunner::forward(Step& step) {
       std::any_of(in.token_ids.begin(), in.token_ids.end(), [](int32_t id) { return id < 0; })) {
     throw Error("the step before, whose samples this one continues, has failed");
   }
-  const auto start = std::chrono::steady_clock::now();
-  Batch batch;
-  batch.num_tokens = in.num_tokens();
-  batch.num_seqs = in.num_seqs();
-  batch.max_blocks = static_cast<int>(in.max_blocks);
-  batch.token_ids = in.token_ids.data();
-  batch.positions = in.positions.data();
-  batch.slot_mapping = in.slot_mapping.data();
-  batch.query_start_loc = in.query_start_loc.data();
-  batch.seq_lens = in.seq_lens.data();
-  batch.block_tables = in.block_tables.data();
-  backend_->begin_step(batch);
-  decoder_->forward();
-  sample(step);
-  step.output.timing_us = std::chrono::duration_cast<std::chrono::microseconds>(
-                              std::chrono::steady_clock::now() - start)
-                              .count();
+  backend_->begin_step(batch_of(step.ticket, in, step.output));
+  // The sampled rows come in slices that the backend has logits for.
+  const int slice = backend_->max_head_rows();
+  const auto head = [&](int first) {
+    const int count = std::min(slice, in.num_rows() - first);
+    if (count > 0) {
+      backend_->head({decoder_->x(), *weights_.final_norm, weights_.head(), first, count});
+    }
+  };
+  const auto sample = [&] {
+    for (int first = 0; first < in.num_rows(); first += slice) {
+      if (first > 0) head(first);
+      backend_->process_and_sample(first, std::min(slice, in.num_rows() - first));
+    }
+  };
+  const bool masked = step.masked_rows > 0;
+  backend_->run(StepPart::kForward, [&] {
+    decoder_->forward();
+    head(0);
+    if (!masked) sample();
+  });
+  if (!masked) return;
+  wait_for_masks(step);
+  backend_->set_masks(step.masks);
+  backend_->run(StepPart::kMasked, sample);
 }
 
 void ModelRunner::wait_for_masks(Step& step) {
@@ -241,64 +294,6 @@ void ModelRunner::wait_for_masks(Step& step) {
   if (!step.masks_ready) throw Error("the runner was closed before the masks of a step came");
   lock.unlock();
   if (!ready) backend_->resume();
-}
-
-// Head and sampling in slices of rows that the backend has logits for.
-void ModelRunner::sample(Step& step) {
-  const StepInput& in = step.input;
-  StepOutput& out = step.output;
-  const auto rows = static_cast<size_t>(in.num_rows());
-  const int32_t width =
-      rows ? *std::max_element(in.num_logprobs.begin(), in.num_logprobs.end()) : 0;
-  out.top_width = width;
-  out.token_ids.assign(rows, -1);
-  out.logprobs.assign(rows, 0.0f);
-  out.ranks.assign(rows, 0);
-  out.top_ids.assign(rows * static_cast<size_t>(width), -1);
-  out.top_logprobs.assign(out.top_ids.size(), -std::numeric_limits<float>::infinity());
-  std::vector<uint8_t> wanted(rows);
-  std::vector<const uint32_t*> masks(rows);
-  for (size_t r = 0; r < rows; ++r) wanted[r] = wants_logits(in, r);
-
-  const auto slice = static_cast<size_t>(backend_->max_head_rows());
-  size_t masked = 0;
-  for (size_t begin = 0; begin < rows; begin += slice) {
-    const size_t count = std::min(slice, rows - begin);
-    backend_->head({decoder_->x(), *weights_.final_norm, weights_.head(),
-                    std::span(in.sample_rows).subspan(begin, count),
-                    std::span(wanted).subspan(begin, count)});
-    if (begin == 0) wait_for_masks(step);
-    for (size_t r = begin; r < begin + count; ++r) {
-      if (!in.needs_mask[r]) continue;
-      masks[r] = step.masks.data() + masked++ * static_cast<size_t>(mask_words());
-    }
-    const SamplingRows sampling{
-        .num_rows = static_cast<int>(count),
-        .target_ids = in.target_ids.data() + begin,
-        .temperature = in.temperature.data() + begin,
-        .top_k = in.top_k.data() + begin,
-        .top_p = in.top_p.data() + begin,
-        .min_p = in.min_p.data() + begin,
-        .repetition_penalty = in.repetition_penalty.data() + begin,
-        .presence_penalty = in.presence_penalty.data() + begin,
-        .frequency_penalty = in.frequency_penalty.data() + begin,
-        .seed = in.seed.data() + begin,
-        .draw_index = in.draw_index.data() + begin,
-        .num_logprobs = in.num_logprobs.data() + begin,
-        .state_slot = in.state_slot.data() + begin,
-        .bias_indptr = in.bias_indptr.data() + begin,
-        .bias_ids = in.bias_ids.data(),
-        .bias_values = in.bias_values.data(),
-        .masks = masks.data() + begin,
-    };
-    backend_->process_and_sample(
-        sampling, {.token_ids = out.token_ids.data() + begin,
-                   .logprobs = out.logprobs.data() + begin,
-                   .ranks = out.ranks.data() + begin,
-                   .top_ids = out.top_ids.data() + begin * static_cast<size_t>(width),
-                   .top_logprobs = out.top_logprobs.data() + begin * static_cast<size_t>(width),
-                   .top_width = width});
-  }
 }
 
 }  // namespace rapshee

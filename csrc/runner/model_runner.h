@@ -1,7 +1,8 @@
 // Weights, KV cache and forward pass of one model on one device.
 //
-// Threads: one thread calls the public methods. Steps run in launch order on a thread of the
-// runner's own, so that the caller can prepare step n + 1 while step n runs.
+// Threads: one thread calls the public methods. Steps are given to the backend in launch order by a
+// thread of the runner's own, so that the caller can prepare step n + 1 while step n runs; the
+// results of a backend that works asynchronously are waited for by the caller, in collect.
 #pragma once
 
 #include <sys/types.h>
@@ -74,7 +75,7 @@ class ModelRunner {
     std::vector<uint32_t> masks;
     size_t masked_rows = 0;
     bool masks_ready = false;
-    bool done = false;
+    bool ended = false;  // the backend has it, or it failed
     StepOutput output;
     std::exception_ptr error;
   };
@@ -86,7 +87,6 @@ class ModelRunner {
   void serve();
   void run(Step& step) noexcept;
   void forward(Step& step);
-  void sample(Step& step);
   void wait_for_masks(Step& step);
 
   ModelConfig config_;
@@ -113,7 +113,7 @@ class ModelRunner {
   // threads of its parent wait on.
   struct Sync {
     std::mutex mutex;
-    std::condition_variable work_ready, step_done;
+    std::condition_variable work_ready, step_ended;
   };
   std::unique_ptr<Sync> sync_ = std::make_unique<Sync>();
   std::deque<std::function<void()>> work_;

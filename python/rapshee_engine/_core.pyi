@@ -55,6 +55,7 @@ class ModelConfig:
         qkv_bias: bool,
         out_bias: bool,
         mlp_bias: bool,
+        qk_norm: bool,
         interleaved_qk: bool,
         ropes: Sequence[Rope],
         layers: Sequence[LayerConfig],
@@ -119,8 +120,9 @@ class ModelRunner:
     ) -> None:
         """Read and repack all weights and allocate the KV cache.
 
-        ``device``: ``cpu``. ``dtype``: ``auto`` (bf16 where the checkpoint is BF16 or F16, f32
-        where it is F32, low-bit blocks as they are), ``bfloat16``, ``float32``.
+        ``device``: one of `list_devices`. ``dtype``: ``auto`` (bf16 where the checkpoint is BF16 or
+        F16, f32 where it is F32 and the device has it, low-bit blocks as they are), or one of
+        `device_dtypes`.
         ``progress(bytes_done, bytes_total)`` is called from the constructing thread; an
         exception that it raises stops the load.
 
@@ -191,20 +193,33 @@ class ModelRunner:
     def kv_dtype(self) -> str: ...
     @property
     def description(self) -> str:
-        """Device, ISA and kernel set, e.g. ``cpu (avx512)``. Part of the system fingerprint."""
+        """Device and kernels, e.g. ``cpu (avx512)``. Part of the system fingerprint."""
 
 def build_info() -> dict[str, Any]:
-    """``version``, ``compiler``, ``build_type``, ``cuda`` (bool), ``isas`` (usable here), ``isa``
-    (selected), ``cpu`` (model name), ``cpu_features``."""
+    """``version``, ``compiler``, ``build_type``, ``isas`` (usable here), ``isa`` (selected),
+    ``cpu`` (model name), ``cpu_features``, and ``cuda``: False if it is not in this build, else a
+    dict of ``kind`` (``cuda`` or ``cuda-emu``), ``devices`` (their models) and ``unavailable`` (why
+    there are none, or empty)."""
 
 def list_devices() -> list[str]:
-    """Devices a runner can be made on, e.g. ``["cpu"]``."""
+    """Devices that a runner can be made on here, e.g. ``["cpu", "cuda:0"]``."""
+
+# The following raise `DeviceError`, which lists the devices, for one that is not there.
+
+def device_dtypes(device: str) -> list[str]:
+    """What ``dtype`` may be besides ``auto``: ``bfloat16`` and ``float32`` on CPU."""
 
 def default_block_size(device: str) -> int:
     """Tokens of a KV block that suit the device: 16 on CPU."""
 
 def kv_block_bytes(config: ModelConfig, *, device: str, dtype: str, block_size: int) -> int:
-    """Bytes of one KV block over all layers; ``dtype`` is ``bfloat16`` or ``float32``."""
+    """Bytes of one KV block over all layers; ``dtype``: one of `device_dtypes`."""
+
+def workspace_bytes(
+    config: ModelConfig, *, device: str, max_num_tokens: int, max_num_seqs: int, block_size: int
+) -> int:
+    """Bytes that a runner takes besides its weights and KV blocks, where memory is scarce; 0 on
+    CPU."""
 
 def available_memory(device: str) -> int:
     """Bytes that could still be allocated on the device (cgroup limits respected)."""

@@ -73,7 +73,7 @@ struct Result {
 struct OneRow {
   explicit OneRow(const Options& options)
       : bias_indptr{0, static_cast<int32_t>(options.bias_ids.size())},
-        mask(options.mask.empty() ? nullptr : options.mask.data()) {
+        needs_mask(options.mask.empty() ? 0 : 1) {
     rows = {.num_rows = 1,
             .target_ids = &options.target_id,
             .temperature = &options.temperature,
@@ -90,12 +90,12 @@ struct OneRow {
             .bias_indptr = bias_indptr.data(),
             .bias_ids = options.bias_ids.data(),
             .bias_values = options.bias_values.data(),
-            .masks = &mask};
+            .needs_mask = &needs_mask};
   }
   OneRow(const OneRow&) = delete;
 
   std::array<int32_t, 2> bias_indptr;
-  const uint32_t* mask;
+  uint8_t needs_mask;
   SamplingRows rows;
 };
 
@@ -120,7 +120,7 @@ Result sample(Sampler& sampler, const std::vector<float>& logits, const Options&
   Result result;
   result.top_ids.assign(options.num_logprobs, -1);
   result.top_logprobs.assign(options.num_logprobs, -kInfinity);
-  sampler.sample_row(kernels, row.rows, 0,
+  sampler.sample_row(kernels, row.rows, 0, options.mask.data(),
                      Sampler::needs_logits(row.rows, 0) ? exact.get() : nullptr, stats_of(logits),
                      scratch,
                      {&result.token_id, &result.logprob, &result.rank, result.top_ids.data(),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from reference.golden import GOLDEN_FOLDER
 from reference.tiny_llama import make_config, make_weights
@@ -25,6 +25,13 @@ LLAMA3_SCALING = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+
+QWEN3 = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "max_window_layers": 1,
+    "use_sliding_window": False,
 }
 
 CASES: dict[str, dict[str, Any]] = {
@@ -49,6 +56,15 @@ CASES: dict[str, dict[str, Any]] = {
         model_type="mistral", sliding_window=7, tie_word_embeddings=False
     ),
     "mistral_full": make_config(model_type="mistral", sliding_window=None),
+    "qwen3": make_config(
+        model_type="qwen3", num_attention_heads=6, head_dim=32, sliding_window=None, **QWEN3
+    ),
+    "qwen3_biases": make_config(
+        model_type="qwen3", head_dim=16, attention_bias=True, tie_word_embeddings=False, **QWEN3
+    ),
+    "qwen3_window": make_config(
+        model_type="qwen3", head_dim=16, sliding_window=7, **{**QWEN3, "use_sliding_window": True}
+    ),
 }
 
 
@@ -56,11 +72,9 @@ def build(config: dict[str, Any], seed: int) -> torch.nn.Module:
     """transformers' model with the weights that the seed stands for."""
     # Deep-copied by way of JSON: transformers edits the dictionaries that it is given.
     options = json.loads(json.dumps(config))
-    if options.pop("model_type") == "mistral":
-        options = {k: v for k, v in options.items() if k not in ("attention_bias", "mlp_bias")}
-        model = MistralForCausalLM(MistralConfig(**options, attn_implementation="eager"))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**options, attn_implementation="eager"))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**options), attn_implementation="eager"
+    )
     tensors = {name: torch.from_numpy(w) for name, w in make_weights(config, seed).items()}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     tied = ["lm_head.weight"] if config["tie_word_embeddings"] else []

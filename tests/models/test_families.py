@@ -150,6 +150,45 @@ def test_hf_harmless_keys_are_accepted() -> None:
     )
 
 
+def qwen3(**changes: Any) -> ModelConfig:
+    return from_hf(model_type="qwen3", **changes)
+
+
+def test_hf_qwen3() -> None:
+    config = qwen3()
+    assert config.architecture == "qwen3"
+    assert config.qk_norm
+    assert (config.head_dim, config.query_scale) == (128, 128**-0.5)  # whatever the width
+    assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (False, False, False)
+    assert not config.interleaved_qk
+    assert config.layers == (LayerConfig(),) * 2
+    assert not from_hf().qk_norm
+
+
+def test_hf_qwen3_defaults_are_those_of_transformers() -> None:
+    many_heads = without("num_key_value_heads", model_type="qwen3", num_attention_heads=64)
+    assert many_heads.num_kv_heads == 32
+    assert qwen3(num_key_value_heads=None).num_kv_heads == 4
+    assert without("max_position_embeddings", model_type="qwen3").max_position == 32_768
+    assert qwen3(attention_bias=True).qkv_bias
+
+
+def windows(**changes: Any) -> list[int]:
+    return [layer.window for layer in qwen3(num_hidden_layers=3, **changes).layers]
+
+
+def test_hf_qwen3_windows() -> None:
+    on = {"use_sliding_window": True, "sliding_window": 9}
+    assert windows(sliding_window=9) == windows(sliding_window=None) == [0, 0, 0]
+    assert windows(sliding_window=9, max_window_layers=0, use_sliding_window=False) == [0, 0, 0]
+    assert windows(**on) == [0, 0, 0]  # from layer 28 on, unless it says otherwise
+    assert windows(**on, max_window_layers=1) == [0, 9, 9]
+    assert windows(use_sliding_window=True, max_window_layers=2) == [0, 0, 4096]
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    assert windows(**on, max_window_layers=1, layer_types=types) == [9, 0, 9]
+    assert windows(layer_types=["full_attention"] * 3) == [0, 0, 0]
+
+
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -180,6 +219,10 @@ LLAMA3 = {
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
         ({"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters.rope_theta = 5.0"),
         ({"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": LLAMA3}, "rope_scaling"),
+        ({"model_type": "qwen3", "mlp_bias": True}, "mlp_bias = True"),
+        ({"model_type": "qwen3", "layer_types": ["chunked_attention"] * 2}, "layer_types"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        ({"use_sliding_window": False}, "use_sliding_window = False is not known"),
     ],
 )
 def test_hf_refuses_by_name(changes: dict[str, Any], named: str) -> None:
@@ -220,6 +263,10 @@ def test_hf_sizes_are_required_and_checked(key: str) -> None:
         ({"model_type": 3}, "model_type must be a string"),
         ({"model_type": None}, "model_type is missing"),
         ({"attention_bias": 1}, "attention_bias must be true or false"),
+        ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "a list of 2 types"),
+        ({"model_type": "qwen3", "layer_types": "full_attention"}, "a list of 2 types"),
+        ({"model_type": "qwen3", "use_sliding_window": 1}, "use_sliding_window must be true"),
+        ({"model_type": "qwen3", "max_window_layers": -1}, "max_window_layers must be an integer"),
         ({"rope_scaling": "linear"}, "rope_scaling must be an object"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor must be"),
@@ -264,6 +311,33 @@ def test_gguf_tensors_decide_biases_and_tying() -> None:
     assert config.qkv_bias
     assert config.out_bias
     assert config.mlp_bias
+
+
+def gguf_qwen3(**changes: Any) -> ModelConfig:
+    metadata = gguf_metadata(**changes)
+    renamed = {key.replace("llama.", "qwen3."): value for key, value in metadata.items()}
+    return from_gguf({**renamed, "general.architecture": "qwen3"})
+
+
+def test_gguf_qwen3() -> None:
+    config = gguf_qwen3(attention__key_length=32, attention__value_length=32)
+    assert (config.architecture, config.head_dim) == ("qwen3", 32)
+    assert config.qk_norm
+    assert not config.interleaved_qk
+    assert config.ropes == from_hf(head_dim=32).ropes
+    assert not from_gguf().qk_norm
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"attention__sliding_window": 9}, "qwen3.attention.sliding_window = 9"),
+        ({"rope__dimension_count": 8}, "qwen3.rope.dimension_count = 8"),
+    ],
+)
+def test_gguf_qwen3_refuses_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=named):
+        gguf_qwen3(**changes)
 
 
 def test_gguf_optional_keys() -> None:
@@ -349,8 +423,11 @@ def test_gguf_vocabulary_must_fit_the_embedding() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
+    model_type=st.sampled_from(["llama", "mistral", "qwen3"]),
     changes=st.dictionaries(
-        st.sampled_from(sorted(make_config())),
+        st.sampled_from(
+            [*sorted(make_config()), "layer_types", "max_window_layers", "use_sliding_window"]
+        ),
         st.none()
         | st.booleans()
         | st.integers()
@@ -359,11 +436,11 @@ def test_gguf_vocabulary_must_fit_the_embedding() -> None:
         | st.lists(st.integers(), max_size=2),
         min_size=1,
         max_size=3,
-    )
+    ),
 )
-def test_hf_any_values_are_accepted_or_refused(changes: dict[str, Any]) -> None:
+def test_hf_any_values_are_accepted_or_refused(model_type: str, changes: dict[str, Any]) -> None:
     try:
-        config = from_hf(**changes)
+        config = from_hf(**{"model_type": model_type, **changes})
     except (WeightFileError, UnsupportedModelError):
         return
     assert np.isfinite(config.ropes[0].inv_freq).all()

@@ -63,10 +63,24 @@ def test_tied_models_without_biases_have_fewer() -> None:
     assert len(names) == 2 + 2 * 9
 
 
+def test_norms_of_heads_come_with_the_family() -> None:
+    shapes = canonical_shapes(model(model_type="qwen3", num_hidden_layers=1, head_dim=8))
+    added = {name: shape for name, shape in shapes.items() if name not in canonical_shapes(model())}
+    assert added == {"layers.0.q_norm.weight": (8,), "layers.0.k_norm.weight": (8,)}
+    names = [GGUF_NAMES.file_name(name) for name in added]
+    assert names == ["blk.0.attn_q_norm.weight", "blk.0.attn_k_norm.weight"]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 @pytest.mark.parametrize("has_biases", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_hf_names_are_those_of_transformers(has_biases: bool, tied: bool) -> None:
-    changes = {"attention_bias": has_biases, "mlp_bias": has_biases, "tie_word_embeddings": tied}
+def test_hf_names_are_those_of_transformers(model_type: str, has_biases: bool, tied: bool) -> None:
+    changes = {
+        "model_type": model_type,
+        "attention_bias": has_biases,
+        "mlp_bias": has_biases and model_type == "llama",
+        "tie_word_embeddings": tied,
+    }
     # These names load strictly into transformers' model, see golden/make_tiny_llama.py.
     stored = {name: w.shape for name, w in make_weights(make_config(**changes), seed=0).items()}
     assert file_shapes(HF_NAMES, model(**changes)) == stored
@@ -94,8 +108,9 @@ def test_gguf_names() -> None:
 
 
 @pytest.mark.parametrize("names", [HF_NAMES, GGUF_NAMES], ids=["hf", "gguf"])
-def test_every_missing_tensor_is_named(names: NameTable) -> None:
-    config = model(tie_word_embeddings=False)
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_every_missing_tensor_is_named(names: NameTable, model_type: str) -> None:
+    config = model(model_type=model_type, tie_word_embeddings=False)
     shapes = file_shapes(names, config)
     matched = match_tensors(config, names, shapes, "file")
     assert matched == {name: names.file_name(name) for name in canonical_shapes(config)}

@@ -18,13 +18,17 @@ def attention(
     *,
     scale: float,
     window: int = 0,
+    softcap: float = 0.0,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Outputs [T, group, d] of queries q [T, group, d] at ``positions`` over keys and values
     [L, d], and the same with the magnitudes of the values, which errors are relative to.
 
-    ``window``: keys that a query sees, its own included; 0: all up to its own.
+    ``window``: keys that a query sees, its own included; 0: all up to its own. ``softcap``: scores
+    become softcap * tanh(score / softcap); 0: they do not.
     """
     scores = np.einsum("tgd,ld->tgl", q.astype(np.float64), k.astype(np.float64)) * scale
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
     distance = positions[:, None] - np.arange(len(k))[None, :]
     visible = (distance >= 0) & (distance < (window or len(k)))
     scores = np.where(visible[:, None, :], scores, -np.inf)

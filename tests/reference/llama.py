@@ -1,4 +1,4 @@
-"""The llama family's forward pass over a whole sequence, in plain numpy.
+"""The forward pass of llama, mistral and qwen3 over a whole sequence, in plain numpy.
 
 Takes a Hugging Face ``config.json`` object and weights under their Hugging Face names. There is no
 cache, no batch and no blocking: each line is the formula.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["forward", "inv_freq", "rope_settings"]
+__all__ = ["forward", "head_dim_of", "inv_freq", "rope_settings", "windows_of"]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -30,7 +30,8 @@ def forward(
     x = w["model.embed_tokens.weight"][np.asarray(token_ids)]
     for i in range(config["num_hidden_layers"]):
         layer = _below(w, f"model.layers.{i}.")
-        x = x + _attention(_rms_norm(x, layer["input_layernorm.weight"], eps), layer, config)
+        normed = _rms_norm(x, layer["input_layernorm.weight"], eps)
+        x = x + _attention(normed, layer, config, windows_of(config)[i])
         x = x + _mlp(_rms_norm(x, layer["post_attention_layernorm.weight"], eps), layer)
     x = _rms_norm(x, w["model.norm.weight"], eps)
     head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
@@ -66,8 +67,20 @@ def _llama3(frequency: float, rope: Mapping[str, Any]) -> float:
 
 
 def head_dim_of(config: Mapping[str, Any]) -> int:
-    explicit = config.get("head_dim")
+    explicit = config.get("head_dim") or {"qwen3": 128}.get(config["model_type"])
     return int(explicit or config["hidden_size"] // config["num_attention_heads"])
+
+
+def windows_of(config: Mapping[str, Any]) -> list[int]:
+    """Tokens that a query sees in each layer, its own included; 0: all."""
+    num_layers, window = config["num_hidden_layers"], config.get("sliding_window") or 0
+    if config["model_type"] != "qwen3":
+        return [window] * num_layers
+    if not config.get("use_sliding_window"):
+        return [0] * num_layers
+    default = ["full_attention"] * config["max_window_layers"] + ["sliding_attention"] * num_layers
+    types = config.get("layer_types") or default[:num_layers]
+    return [window if name == "sliding_attention" else 0 for name in types]
 
 
 def _below(w: Mapping[str, Array], prefix: str) -> dict[str, Array]:
@@ -97,18 +110,24 @@ def _rotate(x: Array, frequencies: Array) -> Array:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _attention(x: Array, layer: Mapping[str, Array], config: Mapping[str, Any]) -> Array:
+def _attention(
+    x: Array, layer: Mapping[str, Array], config: Mapping[str, Any], window: int
+) -> Array:
     tokens, head_dim = len(x), head_dim_of(config)
     frequencies = inv_freq(config)
     q, k, v = (
         _linear(x, layer, f"self_attn.{name}_proj").reshape(tokens, -1, head_dim) for name in "qkv"
     )
+    if "self_attn.q_norm.weight" in layer:
+        eps = config.get("rms_norm_eps", 1e-6)
+        q = _rms_norm(q, layer["self_attn.q_norm.weight"], eps)
+        k = _rms_norm(k, layer["self_attn.k_norm.weight"], eps)
     q, k = _rotate(q, frequencies), _rotate(k, frequencies)
     heads_per_kv = q.shape[1] // k.shape[1]
     k, v = np.repeat(k, heads_per_kv, axis=1), np.repeat(v, heads_per_kv, axis=1)
     scores = np.einsum("ihd,jhd->hij", q, k) / math.sqrt(head_dim)
     distance = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
-    visible = (distance >= 0) & (distance < (config.get("sliding_window") or tokens))
+    visible = (distance >= 0) & (distance < (window or tokens))
     scores = np.where(visible, scores, -np.inf)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     probabilities = scores / scores.sum(axis=-1, keepdims=True)

@@ -13,7 +13,7 @@ GOLDENS = smollm2_goldens()
 def test_counts() -> None:
     assert len(GOLDENS) == 20
     assert len({golden.prompt for golden in GOLDENS}) == 20
-    assert len({case.name for case in tiny_llama_cases()}) == 13
+    assert len({case.name for case in tiny_llama_cases()}) == 16
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=lambda golden: golden.prompt[:20])

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the llama family, as Hugging Face folders and as GGUF files."""
+"""Tiny random checkpoints of llama, mistral and qwen3, as Hugging Face folders and GGUF files."""
 
 from __future__ import annotations
 
@@ -30,12 +30,18 @@ _GGUF_LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+
+
+# Mistral files are of the architecture llama, whose Q and K rows are interleaved.
+_GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen3": "qwen3"}
 
 
 def make_config(**changes: Any) -> dict[str, Any]:
@@ -82,8 +88,8 @@ def make_weights(config: Mapping[str, Any], seed: int) -> Weights:
             tensors[f"{name}.bias"] = draw(rows, scale=0.5)
         return tensors
 
-    def norm(name: str) -> Weights:
-        return {f"{name}.weight": 1 + draw(config["hidden_size"], scale=0.3)}
+    def norm(name: str, size: int) -> Weights:
+        return {f"{name}.weight": 1 + draw(size, scale=0.3)}
 
     width, inner, head_dim = config["hidden_size"], config["intermediate_size"], head_dim_of(config)
     q_rows = config["num_attention_heads"] * head_dim
@@ -92,16 +98,19 @@ def make_weights(config: Mapping[str, Any], seed: int) -> Weights:
     weights = {"model.embed_tokens.weight": draw(config["vocab_size"], width, scale=0.5)}
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
-        weights |= norm(f"{layer}.input_layernorm")
+        weights |= norm(f"{layer}.input_layernorm", width)
         weights |= linear(f"{layer}.self_attn.q_proj", q_rows, width, attention_bias)
         weights |= linear(f"{layer}.self_attn.k_proj", kv_rows, width, attention_bias)
         weights |= linear(f"{layer}.self_attn.v_proj", kv_rows, width, attention_bias)
+        if config["model_type"] == "qwen3":
+            weights |= norm(f"{layer}.self_attn.q_norm", head_dim)
+            weights |= norm(f"{layer}.self_attn.k_norm", head_dim)
         weights |= linear(f"{layer}.self_attn.o_proj", width, q_rows, attention_bias)
-        weights |= norm(f"{layer}.post_attention_layernorm")
+        weights |= norm(f"{layer}.post_attention_layernorm", width)
         weights |= linear(f"{layer}.mlp.gate_proj", inner, width, mlp_bias)
         weights |= linear(f"{layer}.mlp.up_proj", inner, width, mlp_bias)
         weights |= linear(f"{layer}.mlp.down_proj", width, inner, mlp_bias)
-    weights |= norm("model.norm")
+    weights |= norm("model.norm", width)
     if not config.get("tie_word_embeddings"):
         weights |= linear("lm_head", config["vocab_size"], width, bias=False)
     return weights
@@ -139,10 +148,11 @@ def write_gguf_file(
         metadata: added to (or replacing) what follows from ``config``, e.g. a tokenizer.
     """
     tensors = {}
+    is_interleaved = _GGUF_ARCHITECTURES[config["model_type"]] == "llama"
     for name, array in weights.items():
-        if ".q_proj." in name:
+        if ".q_proj." in name and is_interleaved:
             array = _interleave(array, config["num_attention_heads"])
-        elif ".k_proj." in name:
+        elif ".k_proj." in name and is_interleaved:
             array = _interleave(
                 array, config.get("num_key_value_heads") or config["num_attention_heads"]
             )
@@ -173,27 +183,29 @@ def _interleave(array: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[n
 
 
 def _gguf_metadata(config: Mapping[str, Any]) -> dict[str, Any]:
-    rope = rope_settings(config)
-    metadata = {
-        "general.architecture": "llama",
-        "llama.block_count": config["num_hidden_layers"],
-        "llama.context_length": config["max_position_embeddings"],
-        "llama.embedding_length": config["hidden_size"],
-        "llama.feed_forward_length": config["intermediate_size"],
-        "llama.attention.head_count": config["num_attention_heads"],
-        "llama.attention.head_count_kv": config.get("num_key_value_heads")
+    rope, architecture = rope_settings(config), _GGUF_ARCHITECTURES[config["model_type"]]
+    sizes = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config.get("num_key_value_heads")
         or config["num_attention_heads"],
-        "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        "llama.attention.key_length": head_dim_of(config),
-        "llama.attention.value_length": head_dim_of(config),
-        "llama.rope.dimension_count": head_dim_of(config),
-        "llama.rope.freq_base": float(rope["rope_theta"]),
-        "llama.vocab_size": config["vocab_size"],
-        "tokenizer.ggml.eos_token_id": config["eos_token_id"],
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "attention.key_length": head_dim_of(config),
+        "attention.value_length": head_dim_of(config),
+        "rope.dimension_count": head_dim_of(config),
+        "rope.freq_base": float(rope["rope_theta"]),
+        "vocab_size": config["vocab_size"],
     }
     if rope["rope_type"] == "linear":
-        metadata["llama.rope.scaling.type"] = "linear"
-        metadata["llama.rope.scaling.factor"] = float(rope["factor"])
+        sizes["rope.scaling.type"] = "linear"
+        sizes["rope.scaling.factor"] = float(rope["factor"])
     if config.get("sliding_window"):
-        metadata["llama.attention.sliding_window"] = config["sliding_window"]
-    return metadata
+        sizes["attention.sliding_window"] = config["sliding_window"]
+    return {
+        "general.architecture": architecture,
+        "tokenizer.ggml.eos_token_id": config["eos_token_id"],
+        **{f"{architecture}.{key}": value for key, value in sizes.items()},
+    }

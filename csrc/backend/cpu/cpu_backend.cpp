@@ -77,6 +77,8 @@ CpuBackend::CpuBackend(const BackendOptions& options)
       float_acts_(float_activations()),
       pool_(ThreadPool::process_pool(options.threads)) {
   check_block_size(options.block_size);
+  RAPSHEE_CHECK(options.compute != ComputeType::kFloat16,
+                "dtype: got float16, expected auto, bfloat16 or float32 on cpu");
 }
 
 std::string CpuBackend::description() const {
@@ -96,8 +98,11 @@ std::unique_ptr<Buffer> CpuBackend::allocate(int64_t cols) {
   return std::make_unique<CpuBuffer>(options_.max_num_tokens, cols);
 }
 
-void CpuBackend::allocate_cache(const ModelConfig& config, DType kv_dtype) {
+DType CpuBackend::allocate_cache(const ModelConfig& config, bool all_f32) {
   config_ = config;
+  const bool wide = options_.compute == ComputeType::kFloat32 ||
+                    (options_.compute == ComputeType::kAuto && all_f32);
+  const DType kv_dtype = wide ? DType::kF32 : DType::kBF16;
   layout_ = {kv_dtype, config.head_dim, options_.block_size};
   const size_t block = kv_block_bytes("cpu", config, kv_dtype, options_.block_size);
   const auto blocks = static_cast<size_t>(options_.num_blocks);
@@ -126,6 +131,7 @@ void CpuBackend::allocate_cache(const ModelConfig& config, DType kv_dtype) {
   chunk_stats_.resize(static_cast<size_t>(kMaxHeadRows * ceil_div(config.vocab_size, kVocabChunk)));
   cos_.resize(config.ropes.size());
   sin_.resize(config.ropes.size());
+  return kv_dtype;
 }
 
 template <class F>
@@ -139,14 +145,36 @@ void CpuBackend::resume() { turn_ = std::make_unique<ThreadPool::StepGuard>(*poo
 
 void CpuBackend::begin_step(const Batch& batch) {
   resume();
+  start_ = std::chrono::steady_clock::now();
   batch_ = batch;
+  masks_.clear();
   std::swap(samples_, previous_samples_);
   samples_.clear();
   plan_tiles();
   rope_tables();
 }
 
-void CpuBackend::end_step() noexcept { turn_.reset(); }
+void CpuBackend::end_step() noexcept {
+  const auto elapsed = std::chrono::steady_clock::now() - start_;
+  microseconds_[batch_.ticket % microseconds_.size()] =
+      std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
+  turn_.reset();
+}
+
+// The results were written as they came.
+int64_t CpuBackend::finish_step(uint64_t ticket) {
+  return microseconds_[ticket % microseconds_.size()];
+}
+
+void CpuBackend::set_masks(std::span<const uint32_t> masks) {
+  masks_.assign(static_cast<size_t>(batch_.sampling.num_rows), nullptr);
+  const uint32_t* next = masks.data();
+  for (size_t r = 0; r < masks_.size(); ++r) {
+    if (!batch_.sampling.needs_mask[r]) continue;
+    masks_[r] = next;
+    next += ceil_div(config_.vocab_size, 32);
+  }
+}
 
 void CpuBackend::plan_tiles() {
   tiles_.clear();
@@ -306,6 +334,14 @@ std::byte* CpuBackend::cache(int layer, int64_t block, int kv_head) {
   return cache_.data() + static_cast<size_t>(head) * layout_.head_bytes();
 }
 
+void CpuBackend::normalize_heads(const Weight* norm, float* heads, int count) const {
+  if (norm == nullptr) return;
+  for (int h = 0; h < count; ++h) {
+    kernels_.norm_head(heads + h * config_.head_dim, config_.head_dim, vector_data(norm),
+                       config_.rms_norm_eps);
+  }
+}
+
 void CpuBackend::rotate_and_cache(const AttentionArgs& args, int token) {
   const LayerConfig& layer = config_.layers[static_cast<size_t>(args.layer)];
   const auto rope = static_cast<size_t>(layer.rope);
@@ -316,6 +352,8 @@ void CpuBackend::rotate_and_cache(const AttentionArgs& args, int token) {
   float* k = q + config_.q_size();
   float* v = k + config_.kv_size();
   const int dim = config_.head_dim;
+  normalize_heads(args.q_norm, q, config_.num_heads);
+  normalize_heads(args.k_norm, k, config_.num_kv_heads);
   for (int h = 0; h < config_.num_heads; ++h) kernels_.rope(q + h * dim, cos, sin, half);
   for (int h = 0; h < config_.num_kv_heads; ++h) kernels_.rope(k + h * dim, cos, sin, half);
   const int64_t slot = batch_.slot_mapping[token];
@@ -412,12 +450,12 @@ void CpuBackend::norm_gated_mlp(const GatedMlpArgs& args) {
 }
 
 void CpuBackend::head(const HeadArgs& args) {
-  head_rows_ = static_cast<int>(args.rows.size());
   const PanelWeight& weight = panels(args.weight);
   const int64_t vocab = config_.vocab_size;
   const int64_t chunks = ceil_div(vocab, kVocabChunk);
   auto* logits = reinterpret_cast<float*>(logits_.data());
-  const Input in{cpu(args.x), &args.norm, args.rows};
+  const std::span rows(batch_.sample_rows + args.first_row, static_cast<size_t>(args.num_rows));
+  const Input in{cpu(args.x), &args.norm, rows};
   with_prepared(
       in, form_of(weight), static_cast<int>(chunks), [&](const ActRows& x, int chunk, int worker) {
         const int64_t first = int64_t{chunk} * kVocabChunk;
@@ -426,32 +464,37 @@ void CpuBackend::head(const HeadArgs& args) {
             reinterpret_cast<float*>(scratch(worker) + linear_scratch_bytes(weight.cols()));
         const Product to_part{weight, nullptr, part, kVocabChunk, false, first / kLanes};
         for (int64_t panel = first / kLanes; panel * kLanes < first + count; ++panel) {
-          multiply(x, head_rows_, to_part, panel, worker);
+          multiply(x, args.num_rows, to_part, panel, worker);
         }
-        for (int r = 0; r < head_rows_; ++r) {
+        for (int r = 0; r < args.num_rows; ++r) {
           const float* row = part + r * kVocabChunk;
           chunk_stats_[static_cast<size_t>(r * chunks + chunk)] = kernels_.chunk_stats(row, count);
-          if (args.wants_logits[static_cast<size_t>(r)]) {
+          if (wants_logits(args.first_row + r)) {
             std::copy(row, row + count, logits + r * vocab + first);
           }
         }
       });
 }
 
-void CpuBackend::process_and_sample(const SamplingRows& rows, const SampleResults& results) {
-  RAPSHEE_CHECK(rows.num_rows == head_rows_, "sampling: got ", rows.num_rows,
-                " rows, the head computed ", head_rows_);
+// Of greedy rows without anything that changes or lists logits, arg-max and log-sum-exp are all
+// that is kept.
+bool CpuBackend::wants_logits(int row) const { return Sampler::needs_logits(batch_.sampling, row); }
+
+void CpuBackend::process_and_sample(int first_row, int num_rows) {
   const int64_t vocab = config_.vocab_size;
   const auto chunks = static_cast<size_t>(ceil_div(vocab, kVocabChunk));
   const auto* logits = reinterpret_cast<const float*>(logits_.data());
-  parallel(rows.num_rows, [&](int r, int worker) {
-    const std::span<const ChunkStats> stats(chunk_stats_.data() + static_cast<size_t>(r) * chunks,
+  parallel(num_rows, [&](int i, int worker) {
+    const int r = first_row + i;
+    const std::span<const ChunkStats> stats(chunk_stats_.data() + static_cast<size_t>(i) * chunks,
                                             chunks);
-    const float* row = Sampler::needs_logits(rows, r) ? logits + r * vocab : nullptr;
-    sampler_->sample_row(kernels_, rows, r, row, merge_stats(stats),
-                         sampler_scratch_[static_cast<size_t>(worker)], results);
+    sampler_->sample_row(kernels_, batch_.sampling, r,
+                         masks_.empty() ? nullptr : masks_[static_cast<size_t>(r)],
+                         wants_logits(r) ? logits + i * vocab : nullptr, merge_stats(stats),
+                         sampler_scratch_[static_cast<size_t>(worker)], batch_.results);
   });
-  samples_.insert(samples_.end(), results.token_ids, results.token_ids + rows.num_rows);
+  const int32_t* tokens = batch_.results.token_ids + first_row;
+  samples_.insert(samples_.end(), tokens, tokens + num_rows);
 }
 
 void CpuBackend::set_state(int slot, std::span<const int32_t> token_ids,

@@ -1,6 +1,9 @@
 // Backend on host memory and the process's worker pool.
 #pragma once
 
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -56,9 +59,10 @@ class CpuBackend final : public Backend {
   std::unique_ptr<Weight> load_matrix(const WeightSource& source) override;
   std::unique_ptr<Weight> load_vector(const WeightSource& source) override;
   std::unique_ptr<Buffer> allocate(int64_t cols) override;
-  void allocate_cache(const ModelConfig& config, DType kv_dtype) override;
+  DType allocate_cache(const ModelConfig& config, bool all_f32) override;
 
   void begin_step(const Batch& batch) override;
+  void run(StepPart, const std::function<void()>& body) override { body(); }
   void embed(const Weight& table, Buffer& x) override;
   void norm_qkv(const NormQkvArgs& args) override;
   void qk_norm_rope_cache(const AttentionArgs& args) override;
@@ -66,10 +70,12 @@ class CpuBackend final : public Backend {
   void out_proj(const OutProjArgs& args) override;
   void norm_gated_mlp(const GatedMlpArgs& args) override;
   void head(const HeadArgs& args) override;
-  void process_and_sample(const SamplingRows& rows, const SampleResults& results) override;
+  void process_and_sample(int first_row, int num_rows) override;
+  void set_masks(std::span<const uint32_t> masks) override;
   void suspend() noexcept override;
   void resume() override;
   void end_step() noexcept override;
+  int64_t finish_step(uint64_t ticket) override;
   void set_state(int slot, std::span<const int32_t> token_ids, int64_t num_prompt_tokens) override;
 
  private:
@@ -115,7 +121,9 @@ class CpuBackend final : public Backend {
                int64_t group, int worker);
   void rope_tables();
   void plan_tiles();
+  void normalize_heads(const Weight* norm, float* heads, int count) const;
   void rotate_and_cache(const AttentionArgs& args, int token);
+  bool wants_logits(int row) const;
   std::byte* cache(int layer, int64_t block, int kv_head);
   template <class F>
   void parallel(int num_tasks, F&& task);
@@ -144,10 +152,13 @@ class CpuBackend final : public Backend {
   std::vector<Tile> tiles_;
   std::vector<uint8_t> last_of_seq_;           // [T]
   std::vector<std::vector<float>> cos_, sin_;  // per rope: [T, inv_freq.size()]
-  int head_rows_ = 0;
-  AlignedBuffer logits_;                 // [kMaxHeadRows, vocab]
-  std::vector<ChunkStats> chunk_stats_;  // [kMaxHeadRows, chunks]
+  std::vector<const uint32_t*> masks_;         // [R] or empty
+  AlignedBuffer logits_;                       // [kMaxHeadRows, vocab]
+  std::vector<ChunkStats> chunk_stats_;        // [kMaxHeadRows, chunks]
   std::vector<int32_t> samples_, previous_samples_;
+  std::chrono::steady_clock::time_point start_;
+  // By ticket, as finish_step is another thread's.
+  std::array<std::atomic<int64_t>, 2> microseconds_{};
 };
 
 }  // namespace rapshee::cpu

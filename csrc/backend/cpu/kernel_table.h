@@ -138,6 +138,8 @@ struct KernelTable {
                        int64_t rows, bool float_acts, std::byte* scratch, const LinearOut& out);
   // gate[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(float* gate, const float* up, int64_t n);
+  // head[i] = head[i] * rsqrt(mean(head^2) + eps) * weight[i], in place.
+  void (*norm_head)(float* head, int64_t n, const float* weight, float eps);
   // Rotates the first 2 * half dimensions of one head in place.
   void (*rope)(float* head, const float* cos, const float* sin, int half);
   // Writes one token's K and V of one KV head into its group of the cache (see cache_layout.h).

@@ -31,12 +31,8 @@ bool uses_penalties(const SamplingRows& rows, int r) {
           rows.frequency_penalty[r] != 0.0f);
 }
 
-const uint32_t* mask_of(const SamplingRows& rows, int r) {
-  return rows.masks != nullptr ? rows.masks[r] : nullptr;
-}
-
 bool is_processed(const SamplingRows& rows, int r) {
-  return mask_of(rows, r) != nullptr || rows.bias_indptr[r] != rows.bias_indptr[r + 1] ||
+  return rows.needs_mask[r] != 0 || rows.bias_indptr[r] != rows.bias_indptr[r + 1] ||
          uses_penalties(rows, r);
 }
 
@@ -313,12 +309,12 @@ bool Sampler::needs_logits(const SamplingRows& rows, int r) {
 }
 
 void Sampler::sample_row(const KernelTable& kernels, const SamplingRows& rows, int r,
-                         const float* logits, const RowStats& stats, Scratch& scratch,
-                         const SampleResults& results) {
+                         const uint32_t* mask, const float* logits, const RowStats& stats,
+                         Scratch& scratch, const SampleResults& results) {
   int32_t token = -1;
   if (std::isfinite(stats.log_sum_exp)) {
     const int32_t target = rows.target_ids[r];
-    token = target >= 0 ? target : draw(kernels, rows, r, logits, stats, scratch);
+    token = target >= 0 ? target : draw(kernels, rows, r, mask, logits, stats, scratch);
   }
   results.token_ids[r] = token;
   results.logprobs[r] = kNaN;
@@ -331,11 +327,12 @@ void Sampler::sample_row(const KernelTable& kernels, const SamplingRows& rows, i
 }
 
 int32_t Sampler::draw(const KernelTable& kernels, const SamplingRows& rows, int r,
-                      const float* logits, const RowStats& stats, Scratch& scratch) const {
+                      const uint32_t* mask, const float* logits, const RowStats& stats,
+                      Scratch& scratch) const {
   const bool processed = is_processed(rows, r);
   const float temperature = rows.temperature[r];
   if (temperature == 0.0f && !processed) return stats.argmax;
-  if (processed) process(rows, r, logits, scratch.processed.data());
+  if (processed) process(rows, r, mask, logits, scratch.processed.data());
   const Logits row{processed ? scratch.processed.data() : logits, vocab_size_};
 
   const bool top_k = rows.top_k[r] > 0 && rows.top_k[r] < vocab_size_;
@@ -351,9 +348,9 @@ int32_t Sampler::draw(const KernelTable& kernels, const SamplingRows& rows, int 
   return distribution.token_at(philox_uniform(rows.seed[r], rows.draw_index[r]));
 }
 
-void Sampler::process(const SamplingRows& rows, int r, const float* logits,
+void Sampler::process(const SamplingRows& rows, int r, const uint32_t* mask, const float* logits,
                       float* processed) const {
-  if (const uint32_t* mask = mask_of(rows, r)) {
+  if (rows.needs_mask[r]) {
     copy_allowed(logits, vocab_size_, mask, processed);
   } else {
     std::copy_n(logits, vocab_size_, processed);

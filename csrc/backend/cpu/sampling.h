@@ -58,21 +58,23 @@ class Sampler {
   // InvalidArgument for a slot, token or prompt length out of range.
   void set_state(int slot, std::span<const int32_t> token_ids, int64_t num_prompt_tokens);
 
-  // Whether row r needs more than its statistics. If not, its logits need not be written. A row
-  // whose mask comes later must already have a non-null one.
+  // Whether row r needs more than its statistics. If not, its logits need not be written.
   static bool needs_logits(const SamplingRows& rows, int r);
 
-  // Writes the results of row r and adds a drawn token to the row's state. `logits` [V] is left as
-  // it is, null if !needs_logits. Values of `rows` are in range: 0 <= temperature, 0 < top_p <= 1,
-  // 0 <= min_p <= 1, repetition_penalty > 0, all finite. Several threads may call it at once for
-  // rows with different state slots.
-  void sample_row(const KernelTable& kernels, const SamplingRows& rows, int r, const float* logits,
-                  const RowStats& stats, Scratch& scratch, const SampleResults& results);
+  // Writes the results of row r and adds a drawn token to the row's state. `mask`: its allowed
+  // tokens if it needs_mask, else unused. `logits` [V] is left as it is, null if !needs_logits.
+  // Values of `rows` are in range: 0 <= temperature, 0 < top_p <= 1, 0 <= min_p <= 1,
+  // repetition_penalty > 0, all finite. Several threads may call it at once for rows with different
+  // state slots.
+  void sample_row(const KernelTable& kernels, const SamplingRows& rows, int r, const uint32_t* mask,
+                  const float* logits, const RowStats& stats, Scratch& scratch,
+                  const SampleResults& results);
 
  private:
-  int32_t draw(const KernelTable& kernels, const SamplingRows& rows, int r, const float* logits,
-               const RowStats& stats, Scratch& scratch) const;
-  void process(const SamplingRows& rows, int r, const float* logits, float* processed) const;
+  int32_t draw(const KernelTable& kernels, const SamplingRows& rows, int r, const uint32_t* mask,
+               const float* logits, const RowStats& stats, Scratch& scratch) const;
+  void process(const SamplingRows& rows, int r, const uint32_t* mask, const float* logits,
+               float* processed) const;
   void score(const SamplingRows& rows, int r, int32_t token, const float* logits,
              const RowStats& stats, Scratch& scratch, const SampleResults& results) const;
   void list_top(int count, const float* logits, const RowStats& stats, Scratch& scratch,

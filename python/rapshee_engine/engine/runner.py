@@ -17,6 +17,7 @@ from rapshee_engine.engine.batch_builder import StepInput
 from rapshee_engine.errors import (
     ConfigError,
     EngineDeadError,
+    RapsheeError,
     StepError,
     WeightFileError,
 )
@@ -93,18 +94,20 @@ class Runner:
         """Read the weights and allocate the KV cache.
 
         Raises:
-            ConfigError: an option does not fit the machine; the message says what to change.
+            ConfigError: an option does not fit the machine, or the device cannot be used or has not
+                enough memory; the message says what to change.
             WeightFileError: a tensor is missing, has the wrong shape or cannot be read.
         """
-        device = _resolve_device(config.device)
-        block_size = config.block_size or _core.default_block_size(device)
-        native_config = _native_config(checkpoint.config)
-        num_blocks = _num_blocks(config, checkpoint, native_config, device, block_size)
-        entries = [
-            _core.TensorEntry(t.name, t.dtype, t.shape, t.file, t.offset, t.nbytes)
-            for t in checkpoint.entries
-        ]
         with _loading(checkpoint), _progress_bar(checkpoint.weight_bytes) as bar:
+            device = _resolve_device(config.device)
+            _check_dtype(config.dtype, device)
+            block_size = config.block_size or _core.default_block_size(device)
+            native_config = _native_config(checkpoint.config)
+            num_blocks = _num_blocks(config, checkpoint, native_config, device, block_size)
+            entries = [
+                _core.TensorEntry(t.name, t.dtype, t.shape, t.file, t.offset, t.nbytes)
+                for t in checkpoint.entries
+            ]
             self._runner = _core.ModelRunner(
                 native_config,
                 entries,
@@ -186,12 +189,16 @@ class Runner:
 
 
 def _resolve_device(device: str) -> str:
-    available = _core.list_devices()
-    if device == "auto":
-        return available[0]
-    if device not in available:
-        raise ConfigError(f"no device {device!r}; available: {', '.join(available)}")
-    return device
+    if device != "auto":
+        return device
+    gpus = (name for name in _core.list_devices() if name.startswith("cuda:"))
+    return next(gpus, "cpu")
+
+
+def _check_dtype(dtype: str, device: str) -> None:
+    allowed = ["auto", *_core.device_dtypes(device)]
+    if dtype not in allowed:
+        raise ConfigError(f"{device} has no dtype {dtype!r}; available: {', '.join(allowed)}")
 
 
 def _native_config(config: ModelConfig) -> _core.ModelConfig:
@@ -210,6 +217,7 @@ def _native_config(config: ModelConfig) -> _core.ModelConfig:
         qkv_bias=config.qkv_bias,
         out_bias=config.out_bias,
         mlp_bias=config.mlp_bias,
+        qk_norm=config.qk_norm,
         interleaved_qk=config.interleaved_qk,
         ropes=[_core.Rope(rope.inv_freq, rope.attention_factor) for rope in config.ropes],
         layers=[_core.LayerConfig(layer.rope, layer.window) for layer in config.layers],
@@ -224,22 +232,31 @@ def _num_blocks(
     block_size: int,
 ) -> int:
     """Size of the pool in blocks, by the rule of ``EngineConfig.kv_cache_memory_bytes``."""
-    kv_dtype = _kv_dtype(config.dtype, checkpoint)
-    with _loading(checkpoint):
-        block_bytes = _core.kv_block_bytes(
-            native_config, device=device, dtype=kv_dtype, block_size=block_size
-        )
-    available = _core.available_memory(device)
+    block_bytes = _core.kv_block_bytes(
+        native_config,
+        device=device,
+        dtype=_kv_dtype(config.dtype, checkpoint, device),
+        block_size=block_size,
+    )
+    workspace = _core.workspace_bytes(
+        native_config,
+        device=device,
+        max_num_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        block_size=block_size,
+    )
+    free = max(0, _core.available_memory(device) - checkpoint.weight_bytes - workspace)
     max_model_len = config.max_model_len or checkpoint.config.max_position
     wanted = config.max_num_seqs * -(-max_model_len // block_size)
     memory = config.kv_cache_memory_bytes
     if memory is None:
-        memory = max(0, available - checkpoint.weight_bytes) // 4
+        # Memory of a GPU is this process's own; that of the host is everybody's.
+        memory = free // 4 if device == "cpu" else free // 10 * 9
         num_blocks = min(wanted, memory // block_bytes)
-    elif memory > available:
+    elif memory > free:
         raise ConfigError(
-            f"kv_cache_memory_bytes ({memory}) is more than the {available} bytes that are "
-            f"available on {device}"
+            f"kv_cache_memory_bytes ({memory}) is more than the {free} bytes that the weights "
+            f"leave free on {device}"
         )
     else:
         num_blocks = memory // block_bytes
@@ -251,10 +268,12 @@ def _num_blocks(
     return num_blocks
 
 
-def _kv_dtype(dtype: str, checkpoint: Checkpoint) -> str:
+def _kv_dtype(dtype: str, checkpoint: Checkpoint, device: str) -> str:
+    if dtype != "auto":
+        return dtype
     matrices = (entry.dtype for entry in checkpoint.entries if len(entry.shape) > 1)
-    is_float32 = all(name == "f32" for name in matrices) if dtype == "auto" else dtype == "float32"
-    return "float32" if is_float32 else "bfloat16"
+    is_float32 = all(name == "f32" for name in matrices)
+    return "float32" if is_float32 and "float32" in _core.device_dtypes(device) else "bfloat16"
 
 
 @contextmanager
@@ -262,6 +281,8 @@ def _loading(checkpoint: Checkpoint) -> Iterator[None]:
     """Turn what the native loader raises into the package's errors."""
     try:
         yield
+    except RapsheeError:
+        raise
     except _core.WeightError as error:
         message, tensor, file = (*error.args, None, None)[:3]
         raise WeightFileError(file or checkpoint.path, message, tensor=tensor or None) from error

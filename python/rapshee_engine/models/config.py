@@ -45,6 +45,8 @@ class ModelConfig:
         activation: ``silu``.
         tie_embeddings: the output projection is the embedding.
         qkv_bias, out_bias, mlp_bias: which projections have biases.
+        qk_norm: each query and key head is RMS-normalised, with weights of its own, before its
+            rotation.
         interleaved_qk: Q and K rows are stored in the interleaved-RoPE order (llama files of
             GGUF); undone at repack.
     """
@@ -64,6 +66,7 @@ class ModelConfig:
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
+    qk_norm: bool
     interleaved_qk: bool
     ropes: tuple[RopeConfig, ...]
     layers: tuple[LayerConfig, ...]

@@ -1,15 +1,15 @@
 """Checkpoint hyper-parameters -> `ModelConfig`.
 
 Every key is either honoured, known to be without effect on the results, or refused by name.
-Checked against transformers' ``configuration_llama.py``, ``configuration_mistral.py`` and
-``modeling_rope_utils.py``, and against ``gguf-py/gguf/constants.py`` and ``llama-model.cpp`` of
-llama.cpp.
+Checked against transformers' ``configuration_llama.py``, ``configuration_mistral.py``,
+``configuration_qwen3.py``, ``modeling_qwen3.py`` and ``modeling_rope_utils.py``, and against
+``gguf-py/gguf/constants.py``, ``llama-model.cpp`` and ``models/qwen3.cpp`` of llama.cpp.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -46,29 +46,101 @@ _MAX_CONTEXT = 1 << 30
 
 _ACTIVATIONS = ("silu",)
 _DEFAULT_ROPE_THETA = 10_000.0
+_DEFAULT_WINDOW = 4096
+
+
+def _no_windows(fields: Fields, num_layers: int) -> tuple[int, ...]:
+    if fields.has("sliding_window"):
+        raise fields.unsupported("sliding_window", "null")
+    return (0,) * num_layers
+
+
+def _mistral_windows(fields: Fields, num_layers: int) -> tuple[int, ...]:
+    return (_window(fields),) * num_layers
+
+
+def _qwen3_windows(fields: Fields, num_layers: int) -> tuple[int, ...]:
+    """A window where ``layer_types`` says so; without that, from ``max_window_layers`` on."""
+    window = _window(fields) if fields.flag("use_sliding_window", default=False) else 0
+    if not fields.has("layer_types"):
+        first = fields.integer("max_window_layers", 0, _MAX_LAYERS, 28)
+        return tuple(window if layer >= first else 0 for layer in range(num_layers))
+    types = fields.get("layer_types")
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise fields.invalid("layer_types", f"a list of {num_layers} types")
+    windows = {"full_attention": 0} | ({"sliding_attention": window} if window else {})
+    if not all(type(name) is str and name in windows for name in types):
+        raise fields.unsupported("layer_types", ", ".join(windows))
+    return tuple(windows[name] for name in types)
+
+
+def _window(fields: Fields) -> int:
+    """Tokens that a query sees, its own included; 0: all."""
+    # Here null is a value: it turns off the window that an absent key leaves on.
+    if not fields.is_listed("sliding_window"):
+        return _DEFAULT_WINDOW
+    if not fields.has("sliding_window"):
+        return 0
+    return fields.integer("sliding_window", 1, _MAX_CONTEXT)
 
 
 @dataclass(frozen=True, slots=True)
 class _HfFamily:
-    """What transformers assumes for keys that a ``config.json`` leaves out."""
+    """What a ``model_type`` means, and what transformers assumes for keys that are left out.
 
-    has_biases: bool
-    num_kv_heads: int | None = None  # None: as many as heads
-    has_window: bool = False
-    window: int | None = None
+    Attributes:
+        attention_bias, mlp_bias: whether such a key may say true.
+        num_kv_heads: None: as many as heads.
+        head_dim: None: the hidden size's share of a head.
+        windows: (fields, number of layers) -> window of each layer.
+        keys: that only this family has.
+    """
+
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    windows: Callable[[Fields, int], tuple[int, ...]] = _no_windows
     max_position: int = 2048
+    keys: frozenset[str] = frozenset()
 
 
 _HF_FAMILIES = MappingProxyType(
     {
-        "llama": _HfFamily(has_biases=True),
-        "mistral": _HfFamily(
-            has_biases=False,
-            num_kv_heads=8,
-            has_window=True,
-            window=4096,
-            max_position=131_072,
+        "llama": _HfFamily(attention_bias=True, mlp_bias=True),
+        "mistral": _HfFamily(num_kv_heads=8, windows=_mistral_windows, max_position=131_072),
+        "qwen3": _HfFamily(
+            attention_bias=True,
+            qk_norm=True,
+            num_kv_heads=32,
+            head_dim=128,
+            windows=_qwen3_windows,
+            max_position=32_768,
+            keys=frozenset({"layer_types", "max_window_layers", "use_sliding_window"}),
         ),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _GgufFamily:
+    """What an architecture means.
+
+    Attributes:
+        interleaved_qk: Q and K rows that rotate together are neighbours, not half a head apart.
+        has_window: it reads ``attention.sliding_window``.
+    """
+
+    interleaved_qk: bool = False
+    qk_norm: bool = False
+    has_window: bool = False
+
+
+_GGUF_FAMILIES = MappingProxyType(
+    {
+        "llama": _GgufFamily(interleaved_qk=True, has_window=True),
+        "qwen3": _GgufFamily(qk_norm=True),
     }
 )
 
@@ -99,16 +171,19 @@ def config_from_hf(config: Mapping[str, Any], source: str) -> ModelConfig:
     fields = Fields(config, source)
     model_type = fields.choice("model_type", tuple(_HF_FAMILIES))
     family = _HF_FAMILIES[model_type]
-    fields.require_known(HF_HONOURED | HF_HARMLESS | HF_NEUTRAL.keys())
+    fields.require_known(HF_HONOURED | HF_HARMLESS | HF_NEUTRAL.keys() | family.keys)
     fields.require_neutral(HF_NEUTRAL)
-    if not family.has_biases:
-        fields.require_neutral({"attention_bias": False, "mlp_bias": False})
+    for key in ("attention_bias", "mlp_bias"):
+        if not getattr(family, key):
+            fields.require_neutral({key: False})
     hidden_size = fields.integer("hidden_size", 1, _MAX_SIZE)
     num_heads = fields.integer("num_attention_heads", 1, _MAX_HEADS)
     default_kv_heads = family.num_kv_heads or num_heads
+    if fields.is_listed("num_key_value_heads"):  # null has a meaning of its own: one for each head
+        default_kv_heads = num_heads
     num_kv_heads = fields.integer("num_key_value_heads", 1, _MAX_HEADS, default_kv_heads)
     _check_groups(fields, "num_key_value_heads", num_heads, num_kv_heads)
-    head_dim = _head_dim(fields, "head_dim", hidden_size, num_heads)
+    head_dim = _head_dim(fields, "head_dim", hidden_size, num_heads, family.head_dim)
     attention_bias = fields.flag("attention_bias", default=False)
     num_layers = fields.integer("num_hidden_layers", 1, _MAX_LAYERS)
     return ModelConfig(
@@ -129,9 +204,10 @@ def config_from_hf(config: Mapping[str, Any], source: str) -> ModelConfig:
         qkv_bias=attention_bias,
         out_bias=attention_bias,
         mlp_bias=fields.flag("mlp_bias", default=False),
+        qk_norm=family.qk_norm,
         interleaved_qk=False,
         ropes=(_rope_config(fields, _hf_inv_freq(fields, head_dim)),),
-        layers=(LayerConfig(window=_hf_window(fields, family)),) * num_layers,
+        layers=tuple(LayerConfig(window=w) for w in family.windows(fields, num_layers)),
     )
 
 
@@ -155,7 +231,8 @@ def config_from_gguf(
         WeightFileError: a value is missing or cannot be.
         UnsupportedModelError: an architecture, key or value that is not implemented.
     """
-    architecture = Fields(metadata, source).choice("general.architecture", ("llama",))
+    architecture = Fields(metadata, source).choice("general.architecture", tuple(_GGUF_FAMILIES))
+    family = _GGUF_FAMILIES[architecture]
     fields = Fields(metadata, source, prefix=f"{architecture}.")
     fields.require_known(GGUF_HONOURED | GGUF_HARMLESS | GGUF_NEUTRAL.keys())
     fields.require_neutral(GGUF_NEUTRAL)
@@ -165,6 +242,8 @@ def config_from_gguf(
     _check_groups(fields, "attention.head_count_kv", num_heads, num_kv_heads)
     head_dim = _head_dim(fields, "attention.key_length", hidden_size, num_heads)
     fields.require_neutral({"attention.value_length": head_dim})
+    if not family.has_window:
+        fields.require_neutral({"attention.sliding_window": 0})
     window = fields.integer("attention.sliding_window", 0, _MAX_CONTEXT, 0)
     num_layers = fields.integer("block_count", 1, _MAX_LAYERS)
     return ModelConfig(
@@ -183,8 +262,9 @@ def config_from_gguf(
         qkv_bias="blk.0.attn_q.bias" in tensor_shapes,
         out_bias="blk.0.attn_output.bias" in tensor_shapes,
         mlp_bias="blk.0.ffn_gate.bias" in tensor_shapes,
-        interleaved_qk=True,
-        ropes=(_rope_config(fields, _gguf_inv_freq(fields, head_dim, rope_freqs)),),
+        qk_norm=family.qk_norm,
+        interleaved_qk=family.interleaved_qk,
+        ropes=(_rope_config(fields, _gguf_inv_freq(fields, family, head_dim, rope_freqs)),),
         layers=(LayerConfig(window=window),) * num_layers,
     )
 
@@ -196,31 +276,19 @@ def _check_groups(fields: Fields, key: str, num_heads: int, num_kv_heads: int) -
         )
 
 
-def _head_dim(fields: Fields, key: str, hidden_size: int, num_heads: int) -> int:
-    if not fields.has(key) and hidden_size % num_heads:
+def _head_dim(
+    fields: Fields, key: str, hidden_size: int, num_heads: int, default: int | None = None
+) -> int:
+    if not fields.has(key) and default is None and hidden_size % num_heads:
         raise WeightFileError(
             fields.source, f"a width of {hidden_size} cannot be split into {num_heads} heads"
         )
-    head_dim = fields.integer(key, 1, _MAX_HEAD_DIM, hidden_size // num_heads)
+    head_dim = fields.integer(key, 1, _MAX_HEAD_DIM, default or hidden_size // num_heads)
     if head_dim % 2 or head_dim > _MAX_HEAD_DIM:
         raise WeightFileError(
             fields.source, f"heads must be even and at most {_MAX_HEAD_DIM} wide, got {head_dim}"
         )
     return head_dim
-
-
-def _hf_window(fields: Fields, family: _HfFamily) -> int:
-    """Tokens that a query sees, its own included; 0: all."""
-    if not family.has_window:
-        if fields.has("sliding_window"):
-            raise fields.unsupported("sliding_window", "null")
-        return 0
-    # Here null is a value: it turns off the window that an absent key leaves on.
-    if not fields.is_listed("sliding_window"):
-        return family.window or 0
-    if not fields.has("sliding_window"):
-        return 0
-    return fields.integer("sliding_window", 1, _MAX_CONTEXT)
 
 
 # Absurd values may overflow on the way; `_rope_config` refuses what comes out of them.
@@ -277,7 +345,11 @@ def _hf_llama3(rope: Fields, inv_freq: FloatArray) -> FloatArray:
 
 
 @_unchecked
-def _gguf_inv_freq(fields: Fields, head_dim: int, rope_freqs: Sequence[float] | None) -> FloatArray:
+def _gguf_inv_freq(
+    fields: Fields, family: _GgufFamily, head_dim: int, rope_freqs: Sequence[float] | None
+) -> FloatArray:
+    if not family.interleaved_qk:
+        fields.require_neutral({"rope.dimension_count": head_dim})
     rotated_dim = fields.integer("rope.dimension_count", 1, head_dim, head_dim)
     if rotated_dim % 2:
         raise fields.invalid("rope.dimension_count", "even")

@@ -5,6 +5,7 @@ Canonical names, with D hidden size, I intermediate size, V vocabulary, Hq and H
     embed.weight [V, D]    final_norm.weight [D]    head.weight [V, D] (absent if tied)
     layers.{i}.attn_norm.weight [D]    layers.{i}.mlp_norm.weight [D]
     layers.{i}.q.weight [Hq*d, D]    layers.{i}.{k,v}.weight [Hkv*d, D]
+    layers.{i}.{q_norm,k_norm}.weight [d] (only with ``qk_norm``)
     layers.{i}.o.weight [D, Hq*d]
     layers.{i}.{gate,up}.weight [I, D]    layers.{i}.down.weight [D, I]
 
@@ -59,6 +60,8 @@ HF_NAMES = NameTable(
             "q": "self_attn.q_proj",
             "k": "self_attn.k_proj",
             "v": "self_attn.v_proj",
+            "q_norm": "self_attn.q_norm",
+            "k_norm": "self_attn.k_norm",
             "o": "self_attn.o_proj",
             "mlp_norm": "post_attention_layernorm",
             "gate": "mlp.gate_proj",
@@ -79,6 +82,8 @@ GGUF_NAMES = NameTable(
             "q": "attn_q",
             "k": "attn_k",
             "v": "attn_v",
+            "q_norm": "attn_q_norm",
+            "k_norm": "attn_k_norm",
             "o": "attn_output",
             "mlp_norm": "ffn_norm",
             "gate": "ffn_gate",
@@ -119,6 +124,8 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         ("up", inner, width, config.mlp_bias),
         ("down", width, inner, config.mlp_bias),
     ):
+        if name == "o" and config.qk_norm:
+            shapes["q_norm.weight"] = shapes["k_norm.weight"] = (config.head_dim,)
         if name == "gate":
             shapes["mlp_norm.weight"] = (width,)
         shapes[f"{name}.weight"] = (rows, columns)
