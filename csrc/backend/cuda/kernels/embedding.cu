@@ -1,0 +1,87 @@
+// Rows of a packed table as float, times a scale: the residual stream's beginning.
+//
+// Grid: (row, parts of a row); a thread unpacks the 16 bytes of one lane of the packing: 8, 16 or
+// 32 elements. Bytes: the row's codes and scales once, 4 bytes an element written. A step reads a
+// few rows of a table; the launch costs more than the bytes. Every element is computed alone.
+#include "backend/cuda/kernels/packed_weight.cuh"
+
+namespace rapshee::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+template <class T>
+RAPSHEE_KERNEL(kThreads, 1)
+embed_kernel(RAPSHEE_PARAM EmbedArgs args) {
+  dev::pdl_wait();
+  dev::pdl_trigger();
+  const WeightView& w = args.table;
+  const int64_t chunk = (int64_t{dev::block().y} * kThreads + dev::thread()) / 4;
+  const int t = dev::thread() % 4;
+  if (chunk >= w.num_chunks()) return;
+  const int64_t r = dev::block().x;
+  const int64_t row = dev::Ptr<const int32_t>(args.token_ids)[r];
+  const dev::Ptr<float> x = dev::Ptr<float>(args.x) + r * w.cols;
+  const int64_t index = packed::slot_index(w, row, chunk, t);
+  const packed::Slot slot = packed::slot_at(w, index);
+  const dev::Vec16 codes =
+      dev::load16(dev::Ptr<const std::byte>(w.codes) + index * int64_t{sizeof(dev::Vec16)});
+  const auto store = [&](int pair, float first, float second) {
+    const int64_t col = slot.column(pair);
+    if (col < w.cols) x[col] = first * args.scale;
+    if (col + 1 < w.cols) x[col + 1] = second * args.scale;
+  };
+  if (w.format == WeightFormat::kHalf) {
+    RAPSHEE_UNROLL
+    for (int pair = 0; pair < 4; ++pair) {
+      const dev::Float2 v = dev::unpack2<T>(codes.word[pair]);
+      store(pair, v.x, v.y);
+    }
+    return;
+  }
+  const dev::Ptr<const dev::F16> scales = packed::scales_at(w, row, chunk);
+  if (w.format == WeightFormat::kQ8) {
+    RAPSHEE_UNROLL
+    for (int pair = 0; pair < 8; ++pair) {
+      const uint32_t bytes = codes.word[pair / 2] >> (pair % 2 * 16);
+      const float scale = dev::to_float(scales[pair / 4]);
+      store(pair, scale * static_cast<float>(static_cast<int8_t>(bytes & 0xff)),
+            scale * static_cast<float>(static_cast<int8_t>(bytes >> 8 & 0xff)));
+    }
+    return;
+  }
+  const bool has_minimum = w.format == WeightFormat::kQ4M;
+  RAPSHEE_UNROLL
+  for (int group = 0; group < 4; ++group) {
+    const float scale = dev::to_float(scales[has_minimum ? 2 * group : group]);
+    const float minimum = has_minimum ? dev::to_float(scales[2 * group + 1]) : 0.0f;
+    const int zero = has_minimum ? 0 : 8;
+    RAPSHEE_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const int first = static_cast<int>(codes.word[group] >> (4 * j) & 15) - zero;
+      const int second = static_cast<int>(codes.word[group] >> (4 * j + 16) & 15) - zero;
+      store(4 * group + j, dev::fma(scale, static_cast<float>(first), minimum),
+            dev::fma(scale, static_cast<float>(second), minimum));
+    }
+  }
+}
+
+}  // namespace
+
+void embed(const EmbedArgs& args, Stream stream) {
+  if (args.rows == 0) return;
+  constexpr int64_t kChunksPerBlock = kThreads / 4;
+  const dev::Launch config{
+      .grid = {static_cast<unsigned>(args.rows),
+               static_cast<unsigned>((args.table.num_chunks() + kChunksPerBlock - 1) /
+                                     kChunksPerBlock)},
+      .threads = kThreads,
+      .stream = stream};
+  if (args.half == HalfType::kBF16) {
+    dev::launch(embed_kernel<dev::Bf16>, config, args);
+  } else {
+    dev::launch(embed_kernel<dev::F16>, config, args);
+  }
+}
+
+}  // namespace rapshee::cuda

@@ -1,0 +1,99 @@
+// Random weights made where they are used: element (row, col) is a function of the seed and its
+// index in the matrix, the one of model/random_weights.h for halves. Codes of low-bit formats are
+// uniform, their scales give the same variance, 1 / cols.
+//
+// Grid: one thread for each 16 bytes of codes. Bytes: the weight, written once; bound by the
+// integer arithmetic of the generator. For benchmarks without a checkpoint.
+#include "backend/cuda/kernels/packed_weight.cuh"
+
+namespace rapshee::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct FillParams {
+  WeightView weight;
+  uint64_t seed;
+};
+
+RAPSHEE_DEVICE uint64_t counter_bits(uint64_t key, uint64_t counter) {
+  uint64_t z = key + counter * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+template <class T>
+RAPSHEE_KERNEL(kThreads, 1)
+fill_kernel(RAPSHEE_PARAM FillParams params) {
+  dev::pdl_wait();
+  dev::pdl_trigger();
+  const WeightView& w = params.weight;
+  const int64_t index = int64_t{dev::block().x} * kThreads + dev::thread();
+  if (index >= w.num_panels() * w.num_chunks() * 32) return;
+  const packed::Slot slot = packed::slot_at(w, index);
+  const auto bits = [&](int64_t col) {
+    const bool exists = slot.row < w.rows && col < w.cols;
+    return exists ? counter_bits(params.seed, static_cast<uint64_t>(slot.row * w.cols + col)) : 0;
+  };
+  const float deviation = dev::sqrt(dev::divide(1.0f, static_cast<float>(w.cols)));
+  dev::Vec16 codes{{0, 0, 0, 0}};
+  if (w.format == WeightFormat::kHalf) {
+    const float most = dev::sqrt(dev::divide(3.0f, static_cast<float>(w.cols)));
+    const auto value = [&](int64_t col) {
+      if (slot.row >= w.rows || col >= w.cols) return 0.0f;
+      return most * (static_cast<float>(bits(col) >> 40) * 0x1p-23f - 1.0f);
+    };
+    RAPSHEE_UNROLL
+    for (int pair = 0; pair < 4; ++pair) {
+      const int64_t col = slot.column(pair);
+      codes.word[pair] = dev::pack2<T>(value(col), value(col + 1));
+    }
+  } else if (w.format == WeightFormat::kQ8) {
+    RAPSHEE_UNROLL
+    for (int pair = 0; pair < 8; ++pair) {
+      const int64_t col = slot.column(pair);
+      const auto two = static_cast<uint32_t>(bits(col) >> 56 | bits(col + 1) >> 56 << 8);
+      codes.word[pair / 2] |= two << (pair % 2 * 16);
+    }
+  } else {
+    RAPSHEE_UNROLL
+    for (int pair = 0; pair < 16; ++pair) {
+      const int64_t col = slot.column(pair);
+      const auto two = static_cast<uint32_t>(bits(col) >> 60 | bits(col + 1) >> 60 << 16);
+      codes.word[pair / 4] |= two << (pair % 4 * 4);
+    }
+  }
+  dev::store16(
+      dev::Ptr<std::byte>(const_cast<std::byte*>(w.codes)) + index * int64_t{sizeof(dev::Vec16)},
+      codes);
+  // Standard deviation of the codes: of 8 bits 2^8 / sqrt(12), of 4 bits 2^4 / sqrt(12).
+  const int scales = chunk_scale_bytes(w.format) / kPanelRows / 2;
+  if (slot.t != 0 || scales == 0) return;
+  const float scale =
+      deviation * (w.format == WeightFormat::kQ8 ? 3.46410162f / 256.0f : 3.46410162f / 16.0f);
+  const dev::Ptr<dev::F16> to(const_cast<dev::F16*>(reinterpret_cast<const dev::F16*>(
+      w.scales + (index / 32 * kPanelRows + slot.row % kPanelRows) * scales * 2)));
+  for (int i = 0; i < scales; ++i) {
+    const bool minimum = w.format == WeightFormat::kQ4M && i % 2 == 1;
+    to[i] = dev::from_float<dev::F16>(slot.row < w.rows ? (minimum ? -7.5f * scale : scale) : 0.0f);
+  }
+}
+
+}  // namespace
+
+void fill_random(const WeightView& weight, HalfType half, uint64_t seed, Stream stream) {
+  const int64_t slots = weight.num_panels() * weight.num_chunks() * 32;
+  if (slots == 0) return;
+  const dev::Launch config{.grid = {static_cast<unsigned>((slots + kThreads - 1) / kThreads)},
+                           .threads = kThreads,
+                           .stream = stream};
+  const FillParams params{weight, seed};
+  if (half == HalfType::kBF16) {
+    dev::launch(fill_kernel<dev::Bf16>, config, params);
+  } else {
+    dev::launch(fill_kernel<dev::F16>, config, params);
+  }
+}
+
+}  // namespace rapshee::cuda

@@ -1,0 +1,178 @@
+"""How weights get to a CUDA device: packed on the host in slices, or made there by chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from reference.cuda_weights import CHUNK_COLS, pack
+from reference.linear import Blocks
+from reference.quant import decode, encode, round_trip
+
+cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
+
+FORMATS = {"f32": "half", "f16": "half", "bf16": "half", "q8_0": "q8", "q4_0": "q4z", "q4_1": "q4m"}
+HALVES = ["bf16", "f16"]
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+def tensor(rows: int, cols: int, dtype: str) -> Bytes:
+    random = np.random.default_rng((rows, cols))
+    return np.frombuffer(encode(random.standard_normal((rows, cols)), dtype), np.uint8)
+
+
+def expected(data: Bytes, dtype: str, rows: int, cols: int, half: str) -> tuple[Bytes, Bytes]:
+    if FORMATS[dtype] == "half":
+        packed = pack("half", half, decode(data.tobytes(), dtype, (rows, cols)))
+    else:
+        blocks = Blocks.parse(data.tobytes(), dtype, rows)
+        packed = pack(FORMATS[dtype], half, blocks.codes, blocks.scales, blocks.minimums)
+    return packed.codes, packed.scales
+
+
+def assert_packed(data: Bytes, dtype: str, rows: int, cols: int, half: str, **options: int) -> None:
+    weight = cuda_ops.PackedWeight(data, dtype, rows, cols, half=half, **options)
+    assert weight.format == FORMATS[dtype]
+    assert weight.shape == (rows, cols)
+    codes, scales = weight.read()
+    assert weight.nbytes == codes.nbytes + scales.nbytes
+    want_codes, want_scales = expected(data, dtype, rows, cols, half)
+    np.testing.assert_array_equal(codes, want_codes)
+    np.testing.assert_array_equal(scales, want_scales)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_matrices(dtype: str, half: str) -> None:
+    chunk = CHUNK_COLS[FORMATS[dtype]]
+    for cols in (32, chunk - 32, chunk, chunk + 32, 576):
+        for rows in (1, 7, 8, 9, 33):
+            if cols > 0:
+                assert_packed(tensor(rows, cols, dtype), dtype, rows, cols, half)
+
+
+@pytest.mark.parametrize("cols", [8, 24, 40, 136])
+def test_halves_need_eight_columns_alone(cols: int) -> None:
+    assert_packed(tensor(9, cols, "f32"), "f32", 9, cols, "f16")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("slice_bytes", [1, 20_000, 1 << 20])
+@pytest.mark.parametrize("dtype", ["f32", "q8_0", "q4_1"])
+def test_slices(dtype: str, slice_bytes: int, threads: int) -> None:
+    """From a panel a slice to all of them, with tasks that do not fill the last one."""
+    data = tensor(203, 192, dtype)
+    assert_packed(data, dtype, 203, 192, "bf16", slice_bytes=slice_bytes, threads=threads)
+
+
+def test_halves_of_the_same_type_keep_their_bits() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    for dtype in HALVES:
+        weight = cuda_ops.PackedWeight(bits.view(np.uint8), dtype, 256, 256, half=dtype)
+        codes, _ = weight.read()
+        assert set(codes.view(np.uint16).reshape(-1)) == set(bits)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "half", "message"),
+    [
+        (65520.0, "f32", "f16", r"the value 65520 of row 3, column 5 is beyond the range of f16"),
+        (-1e6, "bf16", "f16", r"beyond the range of f16; use bf16"),
+        (3.4e38, "f32", "bf16", r"beyond the range of bf16'"),
+    ],
+)
+def test_values_beyond_the_range_are_refused(
+    value: float, dtype: str, half: str, message: str
+) -> None:
+    matrix = np.zeros((9, 16), np.float32)
+    matrix[3, 5] = value
+    data = np.frombuffer(encode(matrix, dtype), np.uint8)
+    before = cuda_ops.free_memory()
+    with pytest.raises(cuda_ops.WeightError, match=message) as error:
+        cuda_ops.PackedWeight(data, dtype, 9, 16, half=half)
+    assert error.value.args[1] == "test.weight"
+    assert cuda_ops.free_memory() == before
+
+
+def test_values_at_the_end_of_the_range_are_taken() -> None:
+    matrix = np.zeros((1, 8), np.float32)
+    matrix[0, :5] = 65519, -65519, np.inf, -np.inf, np.nan
+    data = matrix.view(np.uint8).reshape(-1)
+    assert_packed(data, "f32", 1, 8, "f16")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "cols", "message"),
+    [
+        ("f32", 2, 12, "rows of 12 elements: CUDA kernels take multiples of 8"),
+        ("f32", 2, 0, "rows of 0 elements"),
+        ("q8_0", 2, 40, "rows of 40 elements do not divide into q8_0 blocks"),
+        ("f32", 0, 8, "0 rows, expected 1 to"),
+    ],
+)
+def test_shapes_that_no_kernel_takes_are_refused(
+    dtype: str, rows: int, cols: int, message: str
+) -> None:
+    with pytest.raises(cuda_ops.WeightError, match=message) as error:
+        cuda_ops.PackedWeight(np.zeros(1000, np.uint8), dtype, rows, cols)
+    assert error.value.args[1] == "test.weight"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_load_that_fails_leaves_nothing_behind(threads: int) -> None:
+    data = tensor(203, 192, "q8_0")
+    before = cuda_ops.free_memory()
+    with pytest.raises(cuda_ops.WeightError, match=r"rows .* end at byte"):
+        cuda_ops.PackedWeight(data[:-1], "q8_0", 203, 192, slice_bytes=20_000, threads=threads)
+    assert cuda_ops.free_memory() == before
+    assert_packed(data, "q8_0", 203, 192, "bf16")
+    assert cuda_ops.free_memory() == before
+
+
+def test_vectors_become_floats() -> None:
+    for dtype in FORMATS:
+        data = tensor(1, 96, dtype)
+        got = cuda_ops.read_vector(data, dtype, 96)
+        np.testing.assert_array_equal(got, decode(data.tobytes(), dtype, (96,)))
+    assert cuda_ops.read_vector(np.zeros(4, np.uint8), "f32", 1) == [0.0]
+    for dtype, cols in (("f32", 0), ("q8_0", 33)):
+        with pytest.raises(cuda_ops.WeightError, match="got 1 x"):
+            cuda_ops.read_vector(np.zeros(100, np.uint8), dtype, cols)
+
+
+def random_weights(key: int, rows: int, cols: int) -> Floats:
+    """``model/random_weights.h``: SplitMix64 of key and index, uniform, with variance 1 / cols."""
+    with np.errstate(over="ignore"):
+        index = np.arange(rows * cols, dtype=np.uint64)
+        z = np.uint64(key) + index * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    uniform = (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
+    return (np.sqrt(np.float32(3) / np.float32(cols)) * uniform).reshape(rows, cols)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_random_halves_are_those_of_every_device(half: str) -> None:
+    for rows, cols in ((1, 8), (9, 40), (33, 96)):
+        weight = cuda_ops.PackedWeight.random(1 << 60, "bf16", rows, cols, half=half)
+        want = pack("half", half, random_weights(1 << 60, rows, cols))
+        np.testing.assert_array_equal(weight.read()[0], want.codes)
+
+
+def test_a_device_without_room_says_so() -> None:
+    before = cuda_ops.free_memory()
+    rows = before // (8 * 2) + 8
+    with pytest.raises(cuda_ops.DeviceError, match="out of memory"):
+        cuda_ops.PackedWeight.random(1, "f32", rows, 8)
+    assert cuda_ops.free_memory() == before
+
+
+def test_halves_are_rounded_to_nearest_even() -> None:
+    ties = (np.float32(1) + np.arange(8, dtype=np.float32) * np.float32(2.0**-8)).reshape(1, 8)
+    weight = cuda_ops.PackedWeight(ties.view(np.uint8).reshape(-1), "f32", 1, 8)
+    want = pack("half", "bf16", round_trip(ties, "bf16"))
+    np.testing.assert_array_equal(weight.read()[0], want.codes)
