@@ -4,27 +4,8 @@
 # Neither exists where RAPSHEE_CUDA comes out as OFF. RAPSHEE_WITH_CUDA tells the code above them
 # that they do.
 
-set(RAPSHEE_CUDA_KERNELS
-  csrc/backend/cuda/kernels/embedding.cu
-  csrc/backend/cuda/kernels/fill_random.cu
-  csrc/backend/cuda/kernels/gated_activation.cu
-  csrc/backend/cuda/kernels/linear.cu
-  csrc/backend/cuda/kernels/linear_half.cu
-  csrc/backend/cuda/kernels/linear_q4m.cu
-  csrc/backend/cuda/kernels/linear_q4z.cu
-  csrc/backend/cuda/kernels/linear_q8.cu
-  csrc/backend/cuda/kernels/paged_attention_decode.cu
-  csrc/backend/cuda/kernels/paged_attention_prefill.cu
-  csrc/backend/cuda/kernels/rms_norm.cu
-  csrc/backend/cuda/kernels/rope_kv_write.cu
-  csrc/backend/cuda/kernels/sampling.cu
-  csrc/backend/cuda/kernels/sampling_draw.cu
-  csrc/backend/cuda/kernels/sampling_filter.cu
-  csrc/backend/cuda/kernels/sampling_rank.cu
-  csrc/backend/cuda/kernels/sampling_stats.cu
-  csrc/backend/cuda/kernels/step_inputs.cu
-  csrc/backend/cuda/kernels/token_counts.cu
-)
+file(GLOB RAPSHEE_CUDA_KERNELS CONFIGURE_DEPENDS
+  RELATIVE "${CMAKE_CURRENT_SOURCE_DIR}" csrc/backend/cuda/kernels/*.cu)
 set(RAPSHEE_CUDA_HOST
   csrc/backend/cuda/cuda_backend.cpp
   csrc/backend/cuda/cuda_weights.cpp

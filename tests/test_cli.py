@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from rapshee_engine.errors import DownloadError
 from rapshee_engine.pull import DEFAULT_MODEL
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
 from rapshee_engine.server.launch import LaunchOptions
+from reference.tiny_llama import make_config
 
 
 class FakeEngine:
@@ -163,7 +165,8 @@ def test_serve_passes_everything_on(
     template = tmp_path / "chat.jinja"
     template.write_text("{{ messages }}")
     arguments = f"""serve --model a={model} --model b={model} --host ::1 --port 0 --no-auth
-        --device cpu --dtype float32 --max-model-len 100 --kv-cache-memory 2G --block-size 16
+        --device cuda:1 --dtype float16 --load-format dummy --max-model-len 100
+        --kv-cache-memory 2G --block-size 16
         --max-num-seqs 3 --max-num-batched-tokens 4 --threads 5 --no-prefix-caching
         --async-scheduling --chat-template {template}"""
     assert cli.main(arguments.split()) == 0
@@ -171,8 +174,9 @@ def test_serve_passes_everything_on(
     assert options.models == {"a": model, "b": model}
     assert (options.host, options.port, options.authenticate) == ("::1", 0, False)
     assert options.engine_options == {
-        "device": "cpu",
-        "dtype": "float32",
+        "device": "cuda:1",
+        "dtype": "float16",
+        "load_format": "dummy",
         "max_model_len": 100,
         "kv_cache_memory_bytes": 2 << 30,
         "block_size": 16,
@@ -370,6 +374,52 @@ def test_info(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     assert shown["running sequences"] == "64 (--max-num-seqs)"
     assert shown["state"] == str(home / "home")
     assert shown["default model"].endswith("(not downloaded yet)")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "shown"),
+    [
+        (False, "not in this build (-C cmake.define.RAPSHEE_CUDA=ON builds it)"),
+        (
+            {"kind": "cuda", "devices": ["NVIDIA H200 (sm_90, 139 GiB)"] * 2, "unavailable": ""},
+            "NVIDIA H200 (sm_90, 139 GiB), NVIDIA H200 (sm_90, 139 GiB)",
+        ),
+        (
+            {"kind": "cuda", "devices": [], "unavailable": "driver 12.4 is older than 13.0"},
+            "no device: driver 12.4 is older than 13.0",
+        ),
+        (
+            {"kind": "cuda-emu", "devices": ["emulator"], "unavailable": ""},
+            "emulated, for tests: emulator",
+        ),
+    ],
+)
+def test_info_says_what_there_is_of_cuda(
+    cuda: Any, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "build_info", lambda: {"version": "1", "cuda": cuda})
+    assert cli.main(["info"]) == 0
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["cuda"].strip() == shown
+
+
+def test_a_device_that_is_not_there_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(make_config()))
+    options = f"--model {tmp_path} --load-format dummy --device cuda:77 hello"
+    line = error_line(capsys, "generate", *options.split())
+    assert "no device 'cuda:77'" in line
+    assert "available: cpu" in line
+
+
+def test_a_model_without_a_tokenizer_takes_no_text(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(make_config()))
+    options = f"--model {tmp_path} --load-format dummy --device cpu hello"
+    line = error_line(capsys, "generate", *options.split())
+    assert line.endswith("was loaded without a tokenizer: it takes prompt_token_ids, not a text")
 
 
 def test_a_reader_that_leaves_is_no_traceback() -> None:

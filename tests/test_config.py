@@ -19,7 +19,13 @@ def test_a_model_is_all_that_is_needed() -> None:
     [
         ("model", ""),
         ("model", None),
-        ("dtype", "float16"),
+        ("device", "tpu"),
+        ("device", "cuda:"),
+        ("device", "cuda:-1"),
+        ("device", " cuda"),
+        ("device", None),
+        ("dtype", "float64"),
+        ("dtype", None),
         ("load_format", "pickle"),
         ("max_num_seqs", 0),
         ("max_num_seqs", 4097),
@@ -43,6 +49,11 @@ def test_a_model_is_all_that_is_needed() -> None:
 def test_a_wrong_option_is_named(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         EngineConfig(**{"model": "model.gguf", name: value})
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:12", "cuda-emu", "cuda-emu:0"])
+def test_devices_are_looked_for_later(device: str) -> None:
+    assert EngineConfig(model="model.gguf", device=device).device == device
 
 
 def test_every_running_sequence_needs_a_token_of_the_budget() -> None:

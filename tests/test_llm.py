@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rapshee_engine import _core
 from rapshee_engine.errors import (
     ConfigError,
     EngineClosedError,
@@ -17,6 +20,7 @@ from rapshee_engine.errors import (
 from rapshee_engine.llm import LLM
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
 from reference.fake_runner import FakeRunner, FakeStepOutput, make_engine
+from reference.tiny_llama import make_config
 
 
 def params(**options: Any) -> SamplingParams:
@@ -167,3 +171,43 @@ def test_options_are_checked_before_anything_is_loaded() -> None:
         LLM("model.gguf", unknown_option=1)
     with pytest.raises(ConfigError, match="does not exist"):
         LLM("no/such/model.gguf")
+
+
+# Random weights instead of a checkpoint
+
+
+@pytest.fixture
+def dummy(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(make_config()))
+    return tmp_path
+
+
+def test_a_configuration_is_enough_on_each_device(dummy: Path, device: str) -> None:
+    prompts = [{"prompt_token_ids": [1, 2, 3]}, {"prompt_token_ids": [4]}]
+    tokens = []
+    for dtype in ("auto", "bfloat16"):  # random weights are bfloat16
+        with LLM(model=str(dummy), load_format="dummy", device=device, dtype=dtype) as llm:
+            outputs = llm.generate(prompts, params(temperature=0.0, logprobs=2), use_tqdm=False)
+            assert llm._engine.runner.block_size == _core.default_block_size(device)
+        tokens.append([output.outputs[0].token_ids for output in outputs])
+        assert [output.outputs[0].text for output in outputs] == ["", ""]
+        assert {len(ids) for ids in tokens[-1]} == {6}
+    assert tokens[0] == tokens[1]
+
+
+def test_without_a_tokenizer_there_is_no_text(dummy: Path) -> None:
+    with LLM(model=str(dummy), load_format="dummy", device="cpu") as llm:
+        with pytest.raises(InvalidRequestError, match="loaded without a tokenizer"):
+            llm.generate("text", use_tqdm=False)
+        with pytest.raises(InvalidRequestError, match="no chat template"):
+            llm.chat([{"role": "user", "content": "hi"}], use_tqdm=False)
+    with pytest.raises(ConfigError, match="chat_template needs a tokenizer"):
+        LLM(model=str(dummy), load_format="dummy", chat_template="{{ messages }}")
+
+
+def test_random_weights_need_a_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        LLM(model=str(tmp_path), load_format="dummy")
+    (tmp_path / "config.json").write_text(json.dumps(make_config()))
+    with pytest.raises(ConfigError, match=r"has no model\.safetensors"):
+        LLM(model=str(tmp_path))

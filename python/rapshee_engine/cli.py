@@ -326,9 +326,21 @@ def _info(_options: argparse.Namespace) -> None:
         "pending completions": f"{ServerSettings().max_pending} per engine",
     }
     folders = {"default model": f"{default_model}{present}", "state": home_folder(os.environ)}
-    for name, value in {**build_info(), **limits, **folders}.items():
+    build = build_info()
+    build["cuda"] = _cuda_line(build["cuda"])
+    for name, value in {**build, **limits, **folders}.items():
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         print(f"{name.replace('_', ' ') + ':':22}{shown}")
+
+
+def _cuda_line(cuda: Any) -> str:
+    """What ``build_info()`` says about CUDA, for people."""
+    if not cuda:
+        return "not in this build (-C cmake.define.RAPSHEE_CUDA=ON builds it)"
+    kind = "emulated, for tests: " if cuda["kind"] == "cuda-emu" else ""
+    if cuda["unavailable"]:
+        return f"{kind}no device: {cuda['unavailable']}"
+    return kind + ", ".join(cuda["devices"])
 
 
 # ---- engine options, common to serve and generate
@@ -336,9 +348,23 @@ def _info(_options: argparse.Namespace) -> None:
 
 def _add_engine_options(command: Any) -> None:
     group = command.add_argument_group("engine")
-    group.add_argument("--device", default="auto", help="auto or cpu (%(default)s)")
     group.add_argument(
-        "--dtype", default="auto", choices=("auto", "bfloat16", "float32"), help="(%(default)s)"
+        "--device",
+        default="auto",
+        help="cpu, cuda (the first GPU), cuda:1, or auto: a GPU where there is one (%(default)s)",
+    )
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        help="of unquantised weights and the KV cache; float16 on CUDA, float32 on CPU only "
+        "(%(default)s)",
+    )
+    group.add_argument(
+        "--load-format",
+        default="auto",
+        choices=("auto", "gguf", "safetensors", "dummy"),
+        help="dummy: random weights for the config.json in the model's folder (%(default)s)",
     )
     group.add_argument(
         "--max-model-len", type=int, metavar="N", help="context in tokens (default: the model's)"
@@ -348,7 +374,7 @@ def _add_engine_options(command: Any) -> None:
         type=_size,
         metavar="SIZE",
         help="memory for the KV cache, such as 512M or 2G (default: what --max-num-seqs full "
-        "contexts need, at most a quarter of what is free)",
+        "contexts need, at most a quarter of what is free, 90 %% on a GPU)",
     )
     group.add_argument(
         "--block-size", type=int, metavar="N", help="tokens of a KV block (default: the device's)"
@@ -379,6 +405,7 @@ def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": options.device,
         "dtype": options.dtype,
+        "load_format": options.load_format,
         "max_model_len": options.max_model_len,
         "kv_cache_memory_bytes": options.kv_cache_memory,
         "block_size": options.block_size,

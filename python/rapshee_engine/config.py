@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -9,7 +10,8 @@ from rapshee_engine.errors import ConfigError
 
 __all__ = ["EngineConfig"]
 
-_DTYPES = ("auto", "bfloat16", "float32")
+_DEVICE = re.compile(r"auto|cpu|cuda(-emu)?(:\d+)?")
+_DTYPES = ("auto", "bfloat16", "float16", "float32")
 _LOAD_FORMATS = ("auto", "gguf", "safetensors", "dummy")
 _MOST = MappingProxyType(
     {
@@ -27,14 +29,19 @@ class EngineConfig:
 
     Attributes:
         model: path of a GGUF file or of a Hugging Face folder.
-        device: ``auto`` or ``cpu``.
-        dtype: ``auto`` (as the checkpoint), ``bfloat16`` or ``float32``. The KV cache is float32
-            with float32 weights, else bfloat16.
+        device: ``auto`` (the first GPU where this build and machine have one, else ``cpu``),
+            ``cpu``, ``cuda`` (the first GPU), ``cuda:1``, or ``cuda-emu`` in builds for tests.
+        dtype: of unquantised weights and of the KV cache: ``auto``, ``bfloat16``, ``float32`` (CPU
+            only) or ``float16`` (CUDA only). ``auto`` is float32 for a float32 checkpoint on CPU,
+            else bfloat16. Quantised weights stay as they are.
         load_format: ``auto`` (by what lies at the path), ``gguf``, ``safetensors``, or ``dummy``
-            (the folder's ``config.json`` with random weights, for benchmarks).
+            (the folder's ``config.json`` with random weights, for benchmarks; without a
+            ``tokenizer.json`` beside it the engine takes token ids only, and completions have no
+            text).
         max_model_len: context length in tokens; None: the checkpoint's.
         kv_cache_memory_bytes: memory of the KV cache; None: enough for ``max_num_seqs`` full
-            contexts, but at most a quarter of the memory that is available.
+            contexts, but at most a quarter of the memory that weights and workspace leave free on
+            CPU, 90 % of it on CUDA.
         block_size: tokens of a KV block; None: what suits the device.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: token budget of a step, which long prompts are cut to.
@@ -61,6 +68,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
             raise ConfigError(f"model must be a path as a string, got {self.model!r}")
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise ConfigError(
+                "device must be auto, cpu, cuda, or cuda: and a number such as cuda:0, "
+                f"got {self.device!r}"
+            )
         _one_of("dtype", self.dtype, _DTYPES)
         _one_of("load_format", self.load_format, _LOAD_FORMATS)
         for name in ("enable_prefix_caching", "async_scheduling"):

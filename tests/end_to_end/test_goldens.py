@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 
 from rapshee_engine import LLM, SamplingParams, _core
+from reference.devices import TEST_KERNELS, is_emulated
 from reference.golden import GoldenText, TinyLlamaCase, smollm2_goldens, tiny_llama_cases
 from reference.steps import Chunk, make_runner, make_step
 from reference.tiny_llama import make_weights, write_hf_folder
 
 ISAS = _core.build_info()["isas"]
-SIMD_ISAS = [isa for isa in ISAS if isa != "scalar"] or ISAS
-"""The scalar kernels, two orders slower, are held to the tiny goldens."""
+FAST_KERNELS = [
+    (device, isa)
+    for device, isa in TEST_KERNELS
+    if not is_emulated(device) and (isa != "scalar" or ISAS == ["scalar"])
+]
+"""The scalar kernels, two orders slower, are held to the tiny goldens, an emulated device to the
+CPU."""
 
 MEAN_ERROR = 0.03
-"""Bound on the mean |delta log-probability| with int8 activations."""
+"""Bound on the mean |delta log-probability| with int8 activations on CPU, bfloat16 ones on CUDA."""
 CLEAR_MARGIN = 0.1
 """Gap of the two largest logits from which on the arg-max has to agree."""
 
@@ -55,13 +61,15 @@ def test_tiny_checkpoints_in_float32(
     assert np.abs(logprobs - log_softmax(case.logits.astype(np.float64))).max() <= 1e-3
 
 
-def teacher_forced(model: Path, goldens: tuple[GoldenText, ...]) -> tuple[list[float], list[bool]]:
+def teacher_forced(
+    model: Path, goldens: tuple[GoldenText, ...], device: str = "cpu"
+) -> tuple[list[float], list[bool]]:
     """|delta log-probability| at each position of the continuations, and whether the arg-max
     agrees at each that has a clear one."""
     errors, agreements = [], []
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1)
     prompts = [{"prompt_token_ids": [*g.prompt_ids, *g.token_ids]} for g in goldens]
-    with LLM(model=str(model)) as llm:
+    with LLM(model=str(model), device=device) as llm:
         outputs = llm.generate(prompts, params, use_tqdm=False)
     for golden, output in zip(goldens, outputs, strict=True):
         assert output.prompt_logprobs is not None
@@ -75,12 +83,13 @@ def teacher_forced(model: Path, goldens: tuple[GoldenText, ...]) -> tuple[list[f
     return errors, agreements
 
 
-@pytest.mark.parametrize("isa", SIMD_ISAS)
+@pytest.mark.parametrize(("device", "isa"), FAST_KERNELS, ids=map("-".join, FAST_KERNELS))
 def test_smollm2_teacher_forced(
-    isa: str, default_model: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, isa: str, default_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAPSHEE_CPU_ISA", isa)
-    errors, agreements = teacher_forced(default_model, smollm2_goldens())
+    if isa:
+        monkeypatch.setenv("RAPSHEE_CPU_ISA", isa)
+    errors, agreements = teacher_forced(default_model, smollm2_goldens(), device)
     assert len(errors) == 20 * 64
     assert len(agreements) > 1000
     assert np.mean(errors) <= MEAN_ERROR

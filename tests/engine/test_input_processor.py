@@ -8,6 +8,7 @@ from rapshee_engine.engine.input_processor import InputProcessor
 from rapshee_engine.engine.output_processor import RequestGroup
 from rapshee_engine.errors import ContextLengthError, InvalidRequestError
 from rapshee_engine.sampling_params import SamplingParams
+from rapshee_engine.tokenizer.tokenizer import Tokenizer
 from reference.fake_runner import EOS, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -134,3 +135,22 @@ def test_stop_tokens_include_end_of_sequence_unless_ignored() -> None:
 
     assert stops() == {7, EOS}
     assert stops(ignore_eos=True) == {7}
+
+
+def test_without_a_vocabulary_ids_are_all_that_is_taken() -> None:
+    processor = InputProcessor(
+        tokenizer=Tokenizer.without_vocabulary(),
+        vocab_size=10,
+        max_model_len=32,
+        kv_cache_tokens=1000,
+        eos_token_ids=frozenset(),
+    )
+    ids = {"prompt_token_ids": [1, 9]}
+    assert processor.process("r", ids, SamplingParams()).prompt_token_ids == [1, 9]
+    for prompt, params, param in (
+        ("text", SamplingParams(), "prompt"),
+        (ids, SamplingParams(stop=["x"]), "stop"),
+    ):
+        with pytest.raises(InvalidRequestError, match="loaded without a tokenizer") as caught:
+            processor.process("r", prompt, params)
+        assert caught.value.param == param

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rapshee_engine.engine.runner import Runner
 from rapshee_engine.errors import ConfigError, EngineDeadError, StepError, WeightFileError
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
 from rapshee_engine.weights.loader import load_checkpoint
+from reference.devices import is_emulated, native_dtype
 from reference.fake_runner import EOS, make_tokenizer
 from reference.tiny_llama import make_config, make_weights, write_hf_folder
 
@@ -24,16 +26,19 @@ PROMPT = [(7 * i) % 200 for i in range(40)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+def write_checkpoint(folder: Path, dtype: str = "f32") -> Path:
     tokenizer = make_tokenizer()
     config = make_config(vocab_size=tokenizer.vocab_size, eos_token_id=EOS)
-    write_hf_folder(folder, config, make_weights(config, seed=3))
+    write_hf_folder(folder, config, make_weights(config, seed=3), dtype)
     tokenizer._hf.save(str(folder / "tokenizer.json"))
     return folder
 
 
-def make_runner(folder: Path, **options: Any) -> Runner:
-    config = EngineConfig(model=str(folder), max_num_seqs=8, **options)
+def make_runner(folder: Path, device: str = "cpu", **options: Any) -> Runner:
+    config = EngineConfig(model=str(folder), device=device, max_num_seqs=8, **options)
     return Runner(config, load_checkpoint(folder))
 
 
@@ -43,8 +48,8 @@ def make_engine(folder: Path, **options: Any) -> Engine:
 
 
 @pytest.fixture
-def runner(folder: Path) -> Iterator[Runner]:
-    runner = make_runner(folder, threads=1)
+def runner(folder: Path, device: str) -> Iterator[Runner]:
+    runner = make_runner(folder, device, threads=1)
     yield runner
     runner.close()
 
@@ -55,8 +60,9 @@ def test_the_pool_is_sized_by_its_memory(folder: Path) -> None:
     runner.close()
 
 
-def test_the_pool_holds_all_contexts_by_default(runner: Runner) -> None:
-    assert runner.num_blocks == 8 * 256 // 16
+def test_the_pool_holds_all_contexts_by_default(runner: Runner, device: str) -> None:
+    assert runner.block_size == _core.default_block_size(device)
+    assert runner.num_blocks == 8 * 256 // runner.block_size
 
 
 def test_the_default_pool_follows_max_model_len_and_block_size(folder: Path) -> None:
@@ -79,22 +85,94 @@ def test_a_block_size_that_the_device_cannot_have_is_refused(folder: Path, block
 
 
 def test_an_unknown_device_is_refused_with_those_that_are(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="available: cpu"):
-        make_runner(folder, device="tpu")
+    message = r"^cannot load the model: no device 'cuda:77'.*; available: cpu"
+    with pytest.raises(ConfigError, match=message):
+        make_runner(folder, "cuda:77")
 
 
-def test_the_identity_tells_weights_apart(folder: Path, runner: Runner, tmp_path: Path) -> None:
+def pretend(monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
+    """Replace what the native extension says of this machine."""
+    for name, function in functions.items():
+        monkeypatch.setattr(_core, name, function)
+
+
+def test_auto_is_the_first_gpu_or_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def device_dtypes(device: str) -> list[str]:
+        asked.append(device)
+        raise _core.DeviceError("far enough")
+
+    for devices in (
+        ["cpu"],
+        ["cpu", "cuda:0", "cuda:1"],
+        ["cpu", "cuda-emu:0"],  # for tests: nobody gets it unasked
+    ):
+        pretend(monkeypatch, list_devices=devices.copy, device_dtypes=device_dtypes)
+        with pytest.raises(ConfigError, match="far enough"):
+            make_runner(folder, "auto")
+    assert asked == ["cpu", "cuda:0", "cpu"]
+
+
+def test_a_dtype_that_the_device_has_not_is_refused(folder: Path, device: str) -> None:
+    here = ["auto", *_core.device_dtypes(device)]
+    for dtype in {"float16", "float32"} - set(here):
+        with pytest.raises(
+            ConfigError, match=f"{device} has no dtype '{dtype}'; available: auto, bf"
+        ):
+            make_runner(folder, device, dtype=dtype)
+    assert "bfloat16" in here
+
+
+def test_the_dtype_of_the_cache_follows(folder: Path, device: str) -> None:
+    for dtype in ("auto", *_core.device_dtypes(device)):
+        runner = make_runner(folder, device, dtype=dtype)
+        expected = {"f32": "float32", "bf16": "bfloat16"}[native_dtype(device)]
+        assert runner._runner.kv_dtype == (expected if dtype == "auto" else dtype)
+        runner.close()
+
+
+def test_a_gpu_gives_its_memory_to_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight_bytes = load_checkpoint(folder).weight_bytes
+    blocks: list[int] = []
+
+    def take(*_: Any, **options: Any) -> None:
+        blocks.append(options["num_blocks"])
+        raise _core.DeviceError("out of memory")
+
+    pretend(
+        monkeypatch,
+        list_devices=lambda: ["cpu", "cuda:0"],
+        device_dtypes=lambda _: ["bfloat16", "float16"],
+        default_block_size=lambda _: 16,
+        kv_block_bytes=lambda *_, dtype, **__: {"bfloat16": 1000}[dtype],
+        workspace_bytes=lambda *_, max_num_tokens, **__: max_num_tokens,
+        available_memory=lambda _: weight_bytes + 512 + 100_000,
+        ModelRunner=take,
+    )
+    for options in ({}, {"max_model_len": 32}, {"kv_cache_memory_bytes": 100_000}):
+        with pytest.raises(ConfigError, match="cannot load the model: out of memory"):
+            make_runner(folder, "auto", **options)
+    # 90 % of what weights and workspace leave, if that many contexts need it; or what is asked for.
+    assert blocks == [90, 8 * 2, 100]
+    with pytest.raises(ConfigError, match=r"100001\) is more than the 100000 bytes .* cuda:0"):
+        make_runner(folder, "auto", kv_cache_memory_bytes=100_001)
+
+
+def test_the_identity_tells_weights_apart(
+    folder: Path, runner: Runner, device: str, tmp_path: Path
+) -> None:
     config = make_config(vocab_size=runner.vocab_size, eos_token_id=EOS)
-    other = make_runner(write_hf_folder(tmp_path, config, make_weights(config, seed=4)))
-    same = make_runner(folder)
+    other = make_runner(write_hf_folder(tmp_path, config, make_weights(config, seed=4)), device)
+    same = make_runner(folder, device)
     assert runner.identity == same.identity != other.identity
     assert runner.description in runner.identity
     other.close()
     same.close()
 
 
-def test_the_identity_does_not_depend_on_threads(folder: Path, runner: Runner) -> None:
-    other = make_runner(folder, threads=2)
+def test_the_identity_does_not_depend_on_threads(folder: Path, runner: Runner, device: str) -> None:
+    other = make_runner(folder, device, threads=2)
     assert other.identity == runner.identity
     other.close()
 
@@ -146,8 +224,29 @@ CASES = {
 }
 
 
-def generate(engine: Engine, options: SamplingParams) -> RequestOutput:
-    engine.add_request("only", {"prompt_token_ids": PROMPT}, options)
+@dataclass(frozen=True)
+class Rig:
+    """What a scene plays on: engines of one device, with a checkpoint in its dtype."""
+
+    folder: Path
+    device: str
+
+    def engine(self, *, num_blocks: int | None = None, **options: Any) -> Engine:
+        if num_blocks is not None:
+            block_bytes = BLOCK_BYTES if native_dtype(self.device) == "f32" else BLOCK_BYTES // 2
+            options["kv_cache_memory_bytes"] = num_blocks * block_bytes
+        return make_engine(self.folder, device=self.device, block_size=16, **options)
+
+    @property
+    def num_others(self) -> int:
+        return 4 if is_emulated(self.device) else 31
+
+    def shortened(self, options: SamplingParams) -> SamplingParams:
+        return replace(options, max_tokens=12) if is_emulated(self.device) else options
+
+
+def generate(rig: Rig, engine: Engine, options: SamplingParams) -> RequestOutput:
+    engine.add_request("only", {"prompt_token_ids": PROMPT}, rig.shortened(options))
     outputs = {}
     while engine.has_unfinished:
         for event in engine.step():
@@ -157,34 +256,43 @@ def generate(engine: Engine, options: SamplingParams) -> RequestOutput:
     return outputs["only"]
 
 
-def among_others(engine: Engine, options: SamplingParams) -> RequestOutput:
-    for i in range(31):
+def among_others(rig: Rig, engine: Engine, options: SamplingParams) -> RequestOutput:
+    for i in range(rig.num_others):
         prompt = PROMPT[: i % 37 + 1] + [i] * (i % 5)
-        engine.add_request(f"other-{i}", {"prompt_token_ids": prompt}, params(seed=i))
-    return generate(engine, options)
+        others = rig.shortened(params(seed=i))
+        engine.add_request(f"other-{i}", {"prompt_token_ids": prompt}, others)
+    return generate(rig, engine, options)
 
 
-def after_the_same_prompt(engine: Engine, options: SamplingParams) -> RequestOutput:
-    generate(engine, params())
-    return generate(engine, options)
+def after_the_same_prompt(rig: Rig, engine: Engine, options: SamplingParams) -> RequestOutput:
+    generate(rig, engine, params())
+    return generate(rig, engine, options)
 
 
-def preempted(engine: Engine, options: SamplingParams) -> RequestOutput:
-    engine.add_request("before", {"prompt_token_ids": [9] * 30}, params(max_tokens=60))
-    output = generate(engine, options)
+def preempted(rig: Rig, engine: Engine, options: SamplingParams) -> RequestOutput:
+    """Seven blocks are just enough for two prompts and one block more."""
+    before = rig.shortened(params(max_tokens=60))
+    engine.add_request("before", {"prompt_token_ids": [9] * 46}, before)
+    output = generate(rig, engine, options)
     assert engine.stats.num_preemptions > 0
     return output
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> dict[str, RequestOutput]:
-    engine = make_engine(folder)
-    outputs = {name: generate(engine, options) for name, options in CASES.items()}
+def rig(tmp_path_factory: pytest.TempPathFactory, device: str) -> Rig:
+    return Rig(write_checkpoint(tmp_path_factory.mktemp("rig"), native_dtype(device)), device)
+
+
+@pytest.fixture(scope="module")
+def expected(rig: Rig) -> dict[str, RequestOutput]:
+    engine = rig.engine()
+    outputs = {name: generate(rig, engine, options) for name, options in CASES.items()}
     engine.close()
     return outputs
 
 
-SCENES: dict[str, tuple[Callable[[Engine, SamplingParams], RequestOutput], dict[str, Any]]] = {
+Scene = Callable[[Rig, Engine, SamplingParams], RequestOutput]
+SCENES: dict[str, tuple[Scene, dict[str, Any]]] = {
     "chunks of 9": (generate, {"max_num_batched_tokens": 9}),
     "two threads": (generate, {"threads": 2}),
     "a step in flight": (generate, {"async_scheduling": True}),
@@ -192,22 +300,19 @@ SCENES: dict[str, tuple[Callable[[Engine, SamplingParams], RequestOutput], dict[
     "among others, a step in flight": (among_others, {"async_scheduling": True, "threads": 2}),
     "among others, in chunks of 9": (among_others, {"max_num_batched_tokens": 9}),
     "after the same prompt": (after_the_same_prompt, {}),
-    "preempted": (preempted, {"kv_cache_memory_bytes": 7 * BLOCK_BYTES}),
-    "preempted, a step in flight": (
-        preempted,
-        {"kv_cache_memory_bytes": 7 * BLOCK_BYTES, "async_scheduling": True},
-    ),
+    "preempted": (preempted, {"num_blocks": 7}),
+    "preempted, a step in flight": (preempted, {"num_blocks": 7, "async_scheduling": True}),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("scene", SCENES)
 def test_a_request_yields_the_same_bits(
-    folder: Path, expected: dict[str, RequestOutput], scene: str, name: str
+    rig: Rig, expected: dict[str, RequestOutput], scene: str, name: str
 ) -> None:
     run, options = SCENES[scene]
-    engine = make_engine(folder, **options)
-    actual = run(engine, CASES[name])
+    engine = rig.engine(**options)
+    actual = run(rig, engine, CASES[name])
     engine.close()
     assert actual.outputs == expected[name].outputs
     assert actual.prompt_logprobs == expected[name].prompt_logprobs

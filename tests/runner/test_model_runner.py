@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,25 @@ import pytest
 
 from rapshee_engine import _core
 from rapshee_engine.weights.loader import load_checkpoint
+from reference.devices import native_dtype
 from reference.llama import forward
 from reference.steps import Chunk, StepArrays, make_runner, make_step, native_config
-from reference.tiny_llama import make_config, make_weights, write_hf_folder
+from reference.tiny_llama import (
+    make_config,
+    make_weights,
+    stored_weights,
+    write_gguf_file,
+    write_hf_folder,
+)
 
 CONFIG = make_config()
 WEIGHTS = make_weights(CONFIG, seed=2)
 PROMPT = [5, 80, 33, 159, 0, 12, 7, 7, 64, 100]
-ISAS = _core.build_info()["isas"]
+
+# Error bound of a log-probability in float32, and with weights, activations and cache in bfloat16.
+TOLERANCES = {"f32": 1e-4, "bf16": 0.1}
+
+MakeRunner = Callable[..., _core.ModelRunner]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +40,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hf_folder(tmp_path_factory.mktemp("tiny"), CONFIG, WEIGHTS)
 
 
+@pytest.fixture(scope="module")
+def make(folder: Path, device: str) -> MakeRunner:
+    """Makes runners of the tiny model on each device."""
+    return partial(make_runner, folder, device=device)
+
+
 @pytest.fixture
-def runner(folder: Path) -> Iterator[_core.ModelRunner]:
-    runner = make_runner(folder)
+def runner(make: MakeRunner) -> Iterator[_core.ModelRunner]:
+    runner = make()
     yield runner
     runner.close()
 
@@ -63,34 +81,57 @@ def launch_masked(runner: _core.ModelRunner) -> int:
 # The forward pass
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_log_probabilities_are_those_of_the_formulas(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, isa: str
-) -> None:
-    monkeypatch.setenv("RAPSHEE_CPU_ISA", isa)
-    runner = make_runner(folder)
-    step = make_step([Chunk(PROMPT, 0, [4], targets=[1] * len(PROMPT))], num_logprobs=160)
+def all_logprobs(runner: _core.ModelRunner) -> tuple[np.ndarray, _core.StepOutput]:
+    """[T, V] log-probabilities after each token of the prompt, and what else scoring token 1
+    gives."""
+    targets = [1] * len(PROMPT)
+    step = make_step([Chunk(PROMPT, 0, [4], targets=targets)], num_logprobs=160)
     out = run(runner, step)
+    logprobs = np.empty((len(PROMPT), 160))
+    np.put_along_axis(logprobs, out.top_ids.astype(np.intp), out.top_logprobs, axis=1)
+    return logprobs, out
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_log_probabilities_are_those_of_the_formulas(
+    tmp_path: Path, kernels: str, model_type: str
+) -> None:
+    config = make_config(model_type=model_type, head_dim=16)
+    weights, dtype = make_weights(config, seed=2), native_dtype(kernels)
+    runner = make_runner(write_hf_folder(tmp_path, config, weights, dtype), device=kernels)
+    actual, out = all_logprobs(runner)
     runner.close()
-    logits = forward(WEIGHTS, CONFIG, PROMPT)
+    logits = forward(stored_weights(weights, dtype), config, PROMPT)
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    actual = np.empty_like(expected)
-    np.put_along_axis(actual, out.top_ids.astype(np.intp), out.top_logprobs, axis=1)
-    np.testing.assert_allclose(actual, expected, atol=1e-4)
-    np.testing.assert_allclose(out.logprobs, expected[:, 1], atol=1e-4)
-    ranks = (expected > expected[:, 1:2]).sum(axis=1) + 1
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCES[dtype])
+    np.testing.assert_array_equal(out.logprobs, actual[:, 1].astype(np.float32))
+    ranks = (actual > actual[:, 1:2]).sum(axis=1) + 1
     np.testing.assert_array_equal(out.ranks, ranks)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_both_file_formats_give_the_same(tmp_path: Path, device: str, model_type: str) -> None:
+    config = make_config(model_type=model_type, head_dim=16, attention_bias=True)
+    weights = make_weights(config, seed=2)
+    files = (
+        write_hf_folder(tmp_path, config, weights),
+        write_gguf_file(tmp_path / "tiny.gguf", config, weights),
+    )
+    results = []
+    for file in files:
+        runner = make_runner(file, device=device)
+        results.append(all_logprobs(runner)[0])
+        runner.close()
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)
+
+
 @pytest.mark.parametrize("projection", ["q", "k", "v", "o"])
 def test_weights_that_are_no_numbers_give_no_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isa: str, projection: str
+    tmp_path: Path, kernels: str, projection: str
 ) -> None:
-    monkeypatch.setenv("RAPSHEE_CPU_ISA", isa)
     weights = make_weights(CONFIG, seed=2)
     weights[f"model.layers.0.self_attn.{projection}_proj.weight"][0, 0] = np.nan
-    runner = make_runner(write_hf_folder(tmp_path, CONFIG, weights))
+    runner = make_runner(write_hf_folder(tmp_path, CONFIG, weights), device=kernels)
     assert run(runner, prefill()).token_ids.tolist() == [-1]
     runner.close()
 
@@ -108,8 +149,8 @@ def test_results_are_read_only_arrays_of_the_documented_shapes(runner: _core.Mod
     assert out.timing_us >= 0
 
 
-def test_results_outlive_the_runner(folder: Path) -> None:
-    runner = make_runner(folder)
+def test_results_outlive_the_runner(make: MakeRunner) -> None:
+    runner = make()
     out = run(runner, prefill())
     expected = out.token_ids.tolist()
     runner.close()
@@ -207,13 +248,13 @@ def test_a_step_waits_for_its_masks_and_the_next_for_it(runner: _core.ModelRunne
 
 
 def test_a_step_that_waits_for_its_masks_holds_up_no_other_runner(
-    runner: _core.ModelRunner, folder: Path
+    runner: _core.ModelRunner, make: MakeRunner
 ) -> None:
-    other = make_runner(folder)
+    other = make()
     ticket = launch_masked(runner)
     expected = run(other, prefill()).token_ids.tolist()
     other.close()
-    make_runner(folder, threads=2).close()
+    make(threads=2).close()
     runner.set_masks(ticket, np.full((1, 5), 0xFFFFFFFF, np.uint32))
     assert runner.collect(ticket).token_ids.tolist() == expected
 
@@ -254,8 +295,8 @@ def test_states_change_between_the_steps_around_them(runner: _core.ModelRunner) 
 # Closing
 
 
-def test_closing_is_final_and_idempotent(folder: Path) -> None:
-    runner = make_runner(folder)
+def test_closing_is_final_and_idempotent(make: MakeRunner) -> None:
+    runner = make()
     ticket = runner.launch(**prefill())
     assert runner.alive
     runner.close()
@@ -272,29 +313,29 @@ def test_closing_is_final_and_idempotent(folder: Path) -> None:
     assert runner.vocab_size == 160
 
 
-def test_closing_ends_a_step_that_waits_for_masks(folder: Path) -> None:
-    runner = make_runner(folder)
+def test_closing_ends_a_step_that_waits_for_masks(make: MakeRunner) -> None:
+    runner = make()
     launch_masked(runner)
     runner.close()
     assert not runner.alive
 
 
-def test_a_runner_that_nobody_holds_closes_itself(folder: Path) -> None:
-    runner = make_runner(folder)
+def test_a_runner_that_nobody_holds_closes_itself(make: MakeRunner) -> None:
+    runner = make()
     launch_masked(runner)
     runner.launch(**prefill())
     del runner
-    make_runner(folder).close()
+    make().close()
 
 
 # Loading
 
 
-def test_the_same_weights_have_the_same_checksum(folder: Path, tmp_path: Path) -> None:
+def test_the_same_weights_have_the_same_checksum(folder: Path, tmp_path: Path, device: str) -> None:
     other = write_hf_folder(tmp_path, CONFIG, make_weights(CONFIG, seed=3))
     checksums = []
     for path, threads in ((folder, 1), (folder, 2), (other, 1)):
-        runner = make_runner(path, threads=threads)
+        runner = make_runner(path, threads=threads, device=device)
         checksums.append(runner.weights_checksum)
         runner.close()
     assert checksums[0] == checksums[1] != checksums[2]
@@ -321,24 +362,24 @@ def test_dtypes(tmp_path: Path, stored: str, dtype: str, kv_dtype: str, element:
     runner.close()
 
 
-def test_random_weights_need_no_file(tmp_path: Path) -> None:
+def test_random_weights_need_no_file(tmp_path: Path, device: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    first, second = (make_runner(tmp_path, "dummy", threads=n) for n in (1, 2))
+    first, second = (make_runner(tmp_path, "dummy", threads=n, device=device) for n in (1, 2))
     assert first.weights_checksum == second.weights_checksum
     assert greedy(first, 3) == greedy(second, 3)
     first.close()
     second.close()
 
 
-def test_progress_counts_all_bytes(folder: Path) -> None:
+def test_progress_counts_all_bytes(folder: Path, make: MakeRunner) -> None:
     seen: list[tuple[int, int]] = []
-    make_runner(folder, progress=lambda done, total: seen.append((done, total))).close()
+    make(progress=lambda done, total: seen.append((done, total))).close()
     done = [d for d, _ in seen]
     assert done == sorted(set(done))
     assert {total for _, total in seen} == {load_checkpoint(folder).weight_bytes} == {done[-1]}
 
 
-def test_an_exception_in_progress_stops_the_load(folder: Path) -> None:
+def test_an_exception_in_progress_stops_the_load(make: MakeRunner) -> None:
     calls = []
 
     def stop(done: int, total: int) -> None:
@@ -346,7 +387,7 @@ def test_an_exception_in_progress_stops_the_load(folder: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_runner(folder, progress=stop)
+        make(progress=stop)
     assert len(calls) == 1
 
 
@@ -358,7 +399,7 @@ def test_an_exception_in_progress_stops_the_load(folder: Path) -> None:
         ("max_num_seqs", 0, "max_num_seqs: got 0"),
         ("threads", 0, "threads: got 0"),
         ("threads", 1025, "threads: got 1025"),
-        ("dtype", "int8", "dtype: got 'int8', expected auto, bfloat16 or float32"),
+        ("dtype", "int8", "dtype: got 'int8', expected auto, bfloat16, float16 or float32"),
     ],
 )
 def test_wrong_options_are_refused(folder: Path, option: str, value: object, message: str) -> None:
@@ -434,8 +475,8 @@ def tiny_config(**sizes: object) -> _core.ModelConfig:
         "vocab_size": 1, "hidden_size": 1, "intermediate_size": 1, "num_heads": 1,
         "num_kv_heads": 1, "head_dim": 2, "max_position": 16, "rms_norm_eps": 1e-5,
         "query_scale": 1.0, "activation": "silu", "tie_embeddings": True, "qkv_bias": False,
-        "out_bias": False, "mlp_bias": False, "interleaved_qk": False, "ropes": [_core.Rope([])],
-        "layers": [_core.LayerConfig()],
+        "out_bias": False, "mlp_bias": False, "qk_norm": False, "interleaved_qk": False,
+        "ropes": [_core.Rope([])], "layers": [_core.LayerConfig()],
     }  # fmt: skip
     return _core.ModelConfig(**(ones | sizes))  # type: ignore[arg-type]
 
@@ -491,13 +532,13 @@ def test_quantised_biases_cannot_be_reordered() -> None:
         )  # fmt: skip
 
 
-def test_runners_can_be_made_again_and_side_by_side(folder: Path) -> None:
-    first, second = make_runner(folder, threads=2), make_runner(folder, threads=1)
+def test_runners_can_be_made_again_and_side_by_side(make: MakeRunner) -> None:
+    first, second = make(threads=2), make(threads=1)
     tickets = first.launch(**prefill()), second.launch(**prefill())
     tokens = first.collect(tickets[0]).token_ids, second.collect(tickets[1]).token_ids
     assert tokens[0].tolist() == tokens[1].tolist()
     first.close()
     second.close()
-    third = make_runner(folder)
+    third = make()
     assert run(third, prefill()).token_ids.tolist() == tokens[0].tolist()
     third.close()

@@ -78,3 +78,19 @@ def test_lone_surrogates_are_refused(tokenizer: Tokenizer, parse_special: bool) 
 def test_empty_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("") == []
     assert tokenizer.decode([]) == ""
+
+
+def test_without_a_vocabulary_there_are_ids_only() -> None:
+    tokenizer = Tokenizer.without_vocabulary()
+    assert tokenizer.vocab_size == 0
+    assert tokenizer.eos_token_ids == frozenset()
+    assert tokenizer.decode([1, 2]) == ""
+    assert tokenizer.token_bytes(5) == b""
+    assert tokenizer.token_text(5) is None
+    with pytest.raises(InvalidRequestError, match="takes prompt_token_ids, not a text") as caught:
+        tokenizer.encode("a")
+    assert caught.value.param == "prompt"
+
+
+def test_a_vocabulary_is_enough(byte_level: Tokenizer) -> None:
+    byte_level.require_vocabulary("a text", "prompt")

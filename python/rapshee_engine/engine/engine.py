@@ -401,6 +401,10 @@ def _text_parts(
 ) -> tuple[Tokenizer, ChatTemplate | None]:
     """Tokenizer and chat template of a checkpoint."""
     path, metadata = Path(checkpoint.path), checkpoint.gguf_metadata
+    if checkpoint.format == "dummy" and not (path / "tokenizer.json").is_file():
+        if config.chat_template is not None:
+            raise ConfigError(f"chat_template needs a tokenizer, and {config.model!r} has none")
+        return Tokenizer.without_vocabulary(), None
     if metadata is not None:
         tokenizer = tokenizer_from_gguf(metadata, checkpoint.path)
         source = chat_template_from_gguf(metadata)

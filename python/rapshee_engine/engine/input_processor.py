@@ -120,6 +120,8 @@ class InputProcessor:
                     f"{self.vocab_size - 1})",
                     param=name,
                 )
+        if params.stop:
+            self.tokenizer.require_vocabulary("stop strings", "stop")
         for stop in params.stop:
             reject_lone_surrogates(stop, "stop")
         allowed = params.allowed_token_ids

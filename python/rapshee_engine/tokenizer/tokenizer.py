@@ -32,7 +32,7 @@ class Tokenizer:
     """A vocabulary with its rules. Immutable, and safe to use from several threads.
 
     Attributes:
-        vocab_size: one more than the largest token id.
+        vocab_size: one more than the largest token id; 0 for one `without_vocabulary`.
         bos_token, eos_token: strings of these control tokens, as chat templates want them.
         eos_token_ids: ids that end a completion.
         control_tokens: strings that are control tokens, with their ids.
@@ -74,6 +74,14 @@ class Tokenizer:
         )
         self.control_tokens: Mapping[str, int] = MappingProxyType(self.control.ids)
 
+    @classmethod
+    def without_vocabulary(cls) -> Tokenizer:
+        """The tokenizer of a model that only takes token ids: no token has a text, and text is
+        refused."""
+        empty = tokenizers.Tokenizer(tokenizers.models.BPE())
+        empty.decoder = tokenizers.decoders.ByteLevel()
+        return cls(empty, source="no vocabulary")
+
     def encode(
         self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True
     ) -> list[int]:
@@ -85,8 +93,9 @@ class Tokenizer:
                 they are plain text.
 
         Raises:
-            InvalidRequestError: the text has lone surrogates.
+            InvalidRequestError: the text has lone surrogates, or there is no vocabulary.
         """
+        self.require_vocabulary("a text", "prompt")
         reject_lone_surrogates(text, None)
         hf = self._hf if parse_special else self._plain
         return hf.encode(text, add_special_tokens=add_special_tokens).ids
@@ -95,6 +104,15 @@ class Tokenizer:
         """Token ids of text that follows other text: no control tokens, nothing added around it, no
         space put before it that the tokenizer puts only at the start of a text."""
         return self._plain_continuation.encode(text, add_special_tokens=False).ids
+
+    def require_vocabulary(self, what: str, param: str) -> None:
+        """Raise `InvalidRequestError`, which names the field ``param``, if there are no tokens for
+        ``what``."""
+        if not self.vocab_size:
+            raise InvalidRequestError(
+                f"this model was loaded without a tokenizer: it takes prompt_token_ids, not {what}",
+                param=param,
+            )
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of the tokens; bytes that are no UTF-8 become U+FFFD."""

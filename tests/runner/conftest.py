@@ -1,0 +1,6 @@
+from __future__ import annotations
+
+from reference.devices import OTHER_DEVICES
+
+collect_ignore = [] if OTHER_DEVICES else ["test_devices_agree.py"]
+"""Without another device there is nothing to compare."""
