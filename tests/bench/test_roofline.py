@@ -131,3 +131,52 @@ def test_the_cache_is_wide_with_wide_weights(tmp_path: Path) -> None:
         path = tmp_path / f"{dtype}.gguf"
         write_gguf_file(path, config, make_weights(config, 0), dtype=dtype)
         assert roofline.kv_dtype(load_checkpoint(path)) == expected
+
+
+def test_costs_of_cuda_kernels() -> None:
+    # Halves of 2 bytes, floats of 4; scales of a group of 32 columns as in a GGUF block.
+    assert roofline.gpu_linear(3, 64, 32, "bf16") == Cost(
+        64 * 32 * 2 + 3 * (32 * 2 + 64 * 4), {"bf16": 2 * 3 * 64 * 32}
+    )
+    assert roofline.gpu_linear(1, 64, 32, "q4_1").nbytes == 64 * 20 + 32 * 2 + 64 * 4
+    decode = roofline.gpu_decode_attention(5, 100, heads=8, kv_heads=2, head_dim=16)
+    assert decode == Cost(
+        2 * 5 * 100 * 2 * 16 * 2 + 2 * 5 * 8 * 16 * 2, {"bf16": 4 * 5 * 100 * 8 * 16}
+    )
+    prefill = roofline.gpu_prefill_attention(10, heads=8, kv_heads=2, head_dim=16)
+    assert prefill == Cost(2 * 10 * (8 + 2) * 16 * 2, {"bf16": 4 * 55 * 8 * 16})
+    assert roofline.gpu_rms_norm(2, 10, splits=3).nbytes == 2 * 10 * (4 + 3 * 4 + 4 + 2) + 40
+    rope = roofline.gpu_rope_kv_write(3, heads=4, kv_heads=2, head_dim=8, splits=2)
+    assert rope.nbytes == 3 * 8 * 8 * (2 * 4 + 2) + 3 * 8 * 4
+    assert roofline.gpu_embed(3, 64, "bf16").nbytes == 3 * 64 * (2 + 4)
+    assert roofline.gpu_gated_activation(3, 10).nbytes == 3 * 10 * (4 + 4 + 2)
+    assert roofline.gpu_sampling(2, 100).nbytes == 800
+    assert roofline.gpu_sampling(2, 100, penalties=True).nbytes == 1600
+
+
+def test_a_decode_step_of_unequal_sequences_costs_what_their_mean_says(
+    checkpoint: Checkpoint,
+) -> None:
+    three = roofline.decode_cost(checkpoint, 3, (10 + 20 + 33) / 3)
+    kv = roofline.kv_token_bytes(checkpoint.config, "bf16")
+    one = roofline.decode_cost(checkpoint, 1, 63)
+    assert three.nbytes == pytest.approx(one.nbytes)  # the same 63 keys
+    assert one.nbytes - roofline.decode_cost(checkpoint, 1, 62).nbytes == pytest.approx(kv)
+    assert one == roofline.model_step(checkpoint, tokens=1, sampled=1, start=62)
+
+
+def test_a_prompt_in_steps_reads_the_weights_for_each(checkpoint: Checkpoint) -> None:
+    whole = roofline.prompt_cost(checkpoint, 20, budget=20)
+    parts = roofline.prompt_cost(checkpoint, 20, budget=8)
+    assert whole == roofline.model_step(checkpoint, tokens=20, sampled=1, start=0)
+    assert parts.operations == pytest.approx(whole.operations)
+    assert parts.nbytes > whole.nbytes + 2 * weights_of_layers(checkpoint)
+
+
+def test_the_floor_of_a_workload(checkpoint: Checkpoint) -> None:
+    limits = roofline.GpuLimits(memory=1e9, matrix=1e12)
+    seconds = roofline.workload_seconds(checkpoint, limits, [5, 9], [1, 3])
+    prompts = [roofline.prompt_cost(checkpoint, n, n).total_operations / 1e12 for n in (5, 9)]
+    # The first request ends with its prompt; the second decodes with 10 and 11 keys.
+    decode = [roofline.decode_cost(checkpoint, 1, n).nbytes / 1e9 for n in (10, 11)]
+    assert seconds == pytest.approx(sum(prompts) + sum(decode))
