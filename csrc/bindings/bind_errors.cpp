@@ -14,7 +14,8 @@ void register_errors(py::module_& m) {
       py::exception<WeightError>(m, "WeightError", PyExc_RuntimeError).release();
   static py::handle device_error =
       py::exception<DeviceError>(m, "DeviceError", PyExc_RuntimeError).release();
-  py::register_exception_translator([](std::exception_ptr error) {
+  // Of this module alone: _core and _cuda_ops have types of their own, and may share a process.
+  py::register_local_exception_translator([](std::exception_ptr error) {
     try {
       if (error) std::rethrow_exception(error);
     } catch (const WeightError& e) {

@@ -394,7 +394,9 @@ def _add_engine_options(command: Any) -> None:
         "--no-prefix-caching", action="store_true", help="compute equal prompt beginnings anew"
     )
     group.add_argument(
-        "--async-scheduling", action="store_true", help="prepare a step while another runs"
+        "--async-scheduling",
+        action=argparse.BooleanOptionalAction,
+        help="prepare a step while another runs (default: on a GPU)",
     )
     group.add_argument(
         "--chat-template", metavar="FILE", help="Jinja template (default: the model's own)"

@@ -46,7 +46,8 @@ class EngineConfig:
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: token budget of a step, which long prompts are cut to.
         enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
-        async_scheduling: build step n + 1 while step n runs.
+        async_scheduling: build step n + 1 while step n runs; None: on a GPU, which would wait
+            otherwise, but not on CPU, whose cores the steps need.
         threads: worker threads on CPU; None: the physical cores that the process may use.
         chat_template: replaces the checkpoint's chat template (Jinja source).
     """
@@ -61,7 +62,7 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     enable_prefix_caching: bool = True
-    async_scheduling: bool = False
+    async_scheduling: bool | None = None
     threads: int | None = None
     chat_template: str | None = None
 
@@ -75,9 +76,14 @@ class EngineConfig:
             )
         _one_of("dtype", self.dtype, _DTYPES)
         _one_of("load_format", self.load_format, _LOAD_FORMATS)
-        for name in ("enable_prefix_caching", "async_scheduling"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.enable_prefix_caching, bool):
+            raise ConfigError(
+                f"enable_prefix_caching must be True or False, got {self.enable_prefix_caching!r}"
+            )
+        if not isinstance(self.async_scheduling, bool | None):
+            raise ConfigError(
+                f"async_scheduling must be True, False or None, got {self.async_scheduling!r}"
+            )
         if not isinstance(self.chat_template, str | None):
             raise ConfigError(f"chat_template must be Jinja source, got {self.chat_template!r}")
         _positive("max_num_seqs", self.max_num_seqs, 4096)

@@ -300,6 +300,20 @@ def test_aborting_the_unknown_is_nothing() -> None:
     assert not engine.has_unfinished
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_asynchronous", "in_flight"),
+    [(None, False, 0), (None, True, 1), (True, False, 1), (False, True, 0)],
+)
+def test_a_step_is_in_flight_where_the_device_is_asynchronous_or_as_asked(
+    asked: bool | None, is_asynchronous: bool, in_flight: int
+) -> None:
+    engine = make_engine(async_scheduling=asked, is_asynchronous=is_asynchronous)
+    engine.add_request("a", {"prompt_token_ids": PROMPT}, params(max_tokens=10))
+    for _ in range(3):
+        engine.step()
+    assert len(engine._in_flight) == in_flight
+
+
 # Log-probabilities
 
 

@@ -65,6 +65,7 @@ def make_engine(
     block_size: int = 4,
     max_position: int = 64,
     has_chat_template: bool = True,
+    is_asynchronous: bool = False,
     **options: Any,
 ) -> Engine:
     """An engine on a `FakeRunner`; ``options`` are those of `EngineConfig`."""
@@ -75,6 +76,7 @@ def make_engine(
         block_size=block_size,
         max_num_tokens=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
+        is_asynchronous=is_asynchronous,
     )
     return Engine(
         config,
@@ -133,10 +135,12 @@ class FakeRunner:
         max_num_tokens: int = 32,
         max_num_seqs: int = 8,
         vocab_size: int = VOCAB_SIZE,
+        is_asynchronous: bool = False,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.vocab_size = vocab_size
+        self.is_asynchronous = is_asynchronous
         self.identity = "fake"
         self.is_closed = False
         self.launch_errors: dict[int, Exception] = {}

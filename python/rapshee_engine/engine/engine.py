@@ -102,7 +102,10 @@ class Engine:
             max_blocks_per_seq=self.scheduler.pool.blocks_for(self.max_model_len),
             end_token_ids=eos_token_ids,
         )
-        self._max_in_flight = 1 if config.async_scheduling else 0  # once step() has returned
+        overlap = config.async_scheduling
+        if overlap is None:
+            overlap = runner.is_asynchronous
+        self._max_in_flight = int(overlap)  # once step() has returned
         self._in_flight: deque[tuple[ScheduledStep, int]] = deque()  # with their tickets
         self._groups: dict[str, RequestGroup] = {}
         self._completions: dict[Request, tuple[RequestGroup, Completion]] = {}

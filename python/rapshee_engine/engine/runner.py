@@ -71,6 +71,11 @@ class StepRunner(Protocol):
     @property
     def num_blocks(self) -> int: ...
     @property
+    def is_asynchronous(self) -> bool:
+        """Whether a step leaves the host's cores free."""
+        ...
+
+    @property
     def identity(self) -> str:
         """Everything that tells this build, device and these weights from others."""
         ...
@@ -108,6 +113,7 @@ class Runner:
                 _core.TensorEntry(t.name, t.dtype, t.shape, t.file, t.offset, t.nbytes)
                 for t in checkpoint.entries
             ]
+            self._is_asynchronous = device != "cpu"
             self._runner = _core.ModelRunner(
                 native_config,
                 entries,
@@ -132,6 +138,10 @@ class Runner:
     @property
     def num_blocks(self) -> int:
         return self._runner.num_blocks
+
+    @property
+    def is_asynchronous(self) -> bool:
+        return self._is_asynchronous
 
     @property
     def weight_bytes(self) -> int:
