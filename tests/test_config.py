@@ -42,7 +42,7 @@ def test_a_model_is_all_that_is_needed() -> None:
         ("threads", 1.5),
         ("threads", 1025),
         ("enable_prefix_caching", "no"),
-        ("async_scheduling", None),
+        ("async_scheduling", 1),
         ("chat_template", 5),
     ],
 )
