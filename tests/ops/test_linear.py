@@ -15,7 +15,8 @@ from reference.quant import decode, encode, round_trip
 ISAS = _core.build_info()["isas"]
 FLOATS = ["f32", "f16", "bf16"]
 LOW_BIT = ["q4_0", "q4_1", "q8_0"]
-# [n, cols, rows]: below, at and above the width of a panel (16), a group (32) and a row tile (8).
+# [n, cols, rows]: below, at and above the width of a panel (16), a group (32) and a row tile (2,
+# 4 or 8).
 FLOAT_SHAPES = [
     (1, 1, 1), (2, 2, 15), (3, 15, 16), (7, 16, 17), (8, 17, 31), (9, 31, 33), (20, 33, 48),
     (5, 576, 192),
@@ -117,7 +118,7 @@ def test_fine_activations_keep_the_small_half_beside_an_outlier(isa: str) -> Non
 
 
 @pytest.mark.parametrize("fine", [False, True])
-@pytest.mark.parametrize("n", [1, 8, 9])
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 9])
 @pytest.mark.parametrize("dtype", LOW_BIT)
 def test_extreme_codes_and_activations(isa: str, dtype: str, n: int, fine: bool) -> None:
     low, high = extreme_codes(dtype)

@@ -150,8 +150,8 @@ struct KernelTable {
   // out[i] = exp((x[i] - max) * scale), returns the sum in lane order. out may be x. n is at most
   // kVocabChunk for the order of the sum to be that of the contract. exp(-inf) is exactly 0.
   float (*exp_chunk)(const float* x, int64_t n, float max, float scale, float* out);
-  // Benchmarks: arithmetic without memory, and the other way round (n is a multiple of 128). The
-  // result only keeps the work from being left out.
+  // Benchmarks: arithmetic without memory (steps is a multiple of 8), and the other way round (n is
+  // a multiple of 128). The result only keeps the work from being left out.
   float (*run_peak)(PeakKind kind, int64_t steps, int64_t* operations);
   float (*sum_floats)(const float* x, int64_t n);
 };

@@ -23,8 +23,8 @@ struct Mask {
 };
 
 inline constexpr const char* kIsaName = "avx2";
-// 2 rows: their integer and float accumulators take 8 of the 16 registers.
-inline constexpr int kRowTile = 2;
+// 4 rows: 8 accumulators keep both multipliers busy, and leave registers for the operands.
+inline constexpr int kRowTile = 4;
 // vpmaddubsw on |code| and the activation with the code's sign needs no offset.
 inline constexpr int kSignedOffset = 0;
 // Loops over arrays of vectors are unrolled, so that the arrays become registers.
@@ -166,33 +166,54 @@ inline void forget(Codes& c) { asm volatile("" : "+x"(c.lo), "+x"(c.hi)); }
 // Signed codes as the operand of dot<true>.
 inline Codes signed_operand(Codes c) { return c; }
 
-// acc[c] += sum over i of w[4 c + i] * x[i]. vpmaddubsw saturates at 16 bits: pairs reach
-// 2 * 15 * 127 with nibbles and 2 * 128 * 127 = 32,512 with signed codes (activations stay within
-// +-127), so neither can.
+// Sums of pairs of 16 bits as sums of fours.
+inline I16 widen_pairs(I16 pairs) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_madd_epi16(pairs.lo, ones), _mm256_madd_epi16(pairs.hi, ones)};
+}
+// dot_end(dot(... dot(dot_begin(start), w, x) ...), start), with kDots calls of dot at most, is
+// start[c] + sum over all w and i of w[4 c + i] * x[i]. vpmaddubsw yields pairs of 16 bits: with
+// signed codes one may reach 2 * 128 * 127 = 32,512 (activations stay within +-127), so each is
+// widened at once. With nibbles they are summed as they are, and 8 reach 8 * 2 * 15 * 127 = 30,480.
 template <bool kSigned>
-inline I16 dot(I16 acc, Codes w, const int8_t* x) {
+inline I16 dot_begin(I16 start) {
+  return kSigned ? start : izero();
+}
+template <bool kSigned>
+inline I16 dot(I16 sum, Codes w, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
-  const __m256i rows = _mm256_set1_epi32(four);
-  const auto half = [&](__m256i a, __m256i codes) {
-    const __m256i pairs =
-        kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(rows, codes))
-                : _mm256_maddubs_epi16(codes, rows);
-    return _mm256_add_epi32(a, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  };
-  return {half(acc.lo, w.lo), half(acc.hi, w.hi)};
+  const __m256i row = _mm256_set1_epi32(four);
+  if constexpr (kSigned) {
+    const auto pairs = [&](__m256i codes) {
+      return _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(row, codes));
+    };
+    sum = iadd(sum, widen_pairs({pairs(w.lo), pairs(w.hi)}));
+  } else {
+    sum.lo = _mm256_add_epi16(sum.lo, _mm256_maddubs_epi16(w.lo, row));
+    sum.hi = _mm256_add_epi16(sum.hi, _mm256_maddubs_epi16(w.hi, row));
+  }
+  // Without this, GCC forms all products of a group and adds them as a tree: too many registers.
+  asm("" : "+x"(sum.lo), "+x"(sum.hi));
+  return sum;
+}
+template <bool kSigned>
+inline I16 dot_end(I16 sum, I16 start) {
+  return kSigned ? sum : iadd(start, widen_pairs(sum));
 }
 
 // acc[c] += w[2 c] * x[0] + w[2 c + 1] * x[1], all bf16.
 inline F16 dot_bf16(F16 acc, const uint16_t* w, const uint16_t* x) {
-  const __m256 x0 = _mm256_castsi256_ps(_mm256_set1_epi32(int32_t{x[0]} << 16));
-  const __m256 x1 = _mm256_castsi256_ps(_mm256_set1_epi32(int32_t{x[1]} << 16));
+  const auto even = [](__m256i p) { return _mm256_castsi256_ps(_mm256_slli_epi32(p, 16)); };
+  const auto odd = [](__m256i p) {
+    return _mm256_castsi256_ps(_mm256_and_si256(p, _mm256_set1_epi32(int32_t(0xffff0000))));
+  };
+  int32_t pair;
+  std::memcpy(&pair, x, sizeof pair);
+  const __m256i row = _mm256_set1_epi32(pair);
   const auto half = [&](__m256 a, const uint16_t* q) {
     const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
-    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-    const __m256 odd =
-        _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(int32_t(0xffff0000))));
-    return _mm256_fmadd_ps(odd, x1, _mm256_fmadd_ps(even, x0, a));
+    return _mm256_fmadd_ps(odd(pairs), odd(row), _mm256_fmadd_ps(even(pairs), even(row), a));
   };
   return {half(acc.lo, w), half(acc.hi, w + 16)};
 }

@@ -92,12 +92,21 @@ inline void forget(Codes& c) { asm volatile("" : "+v"(c)); }
 // Signed codes as the operand of dot<true>.
 inline Codes signed_operand(Codes c) { return _mm512_xor_si512(c, _mm512_set1_epi8(-128)); }
 
-// acc[c] += sum over i of w[4 c + i] * x[i].
+// dot_end(dot(... dot(dot_begin(start), w, x) ...), start), with kDots calls of dot at most, is
+// start[c] + sum over all w and i of w[4 c + i] * x[i].
 template <bool kSigned>
-inline I16 dot(I16 acc, Codes w, const int8_t* x) {
+inline I16 dot_begin(I16 start) {
+  return start;
+}
+template <bool kSigned>
+inline I16 dot(I16 sum, Codes w, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
-  return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+  return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
+}
+template <bool kSigned>
+inline I16 dot_end(I16 sum, I16 /*start*/) {
+  return sum;
 }
 
 // acc[c] += w[2 c] * x[0] + w[2 c + 1] * x[1], all bf16.

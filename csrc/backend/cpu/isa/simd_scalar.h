@@ -167,17 +167,26 @@ inline void forget(Codes& c) { asm volatile("" : "+m"(c)); }
 // Signed codes as the operand of dot<true>.
 inline Codes signed_operand(const Codes& c) { return c; }
 
-// acc[c] += sum over i of w[4 c + i] * x[i].
+// dot_end(dot(... dot(dot_begin(start), w, x) ...), start), with kDots calls of dot at most, is
+// start[c] + sum over all w and i of w[4 c + i] * x[i].
 template <bool kSigned>
-inline I16 dot(const I16& acc, const Codes& w, const int8_t* x) {
+inline I16 dot_begin(const I16& start) {
+  return start;
+}
+template <bool kSigned>
+inline I16 dot(const I16& sum, const Codes& w, const int8_t* x) {
   return each<I16>([&](int c) {
-    int32_t sum = acc.v[c];
+    int32_t out = sum.v[c];
     for (int i = 0; i < 4; ++i) {
       const int code = kSigned ? static_cast<int8_t>(w.v[4 * c + i]) : w.v[4 * c + i];
-      sum += code * x[i];
+      out += code * x[i];
     }
-    return sum;
+    return out;
   });
+}
+template <bool kSigned>
+inline I16 dot_end(const I16& sum, const I16& /*start*/) {
+  return sum;
 }
 
 // acc[c] += w[2 c] * x[0] + w[2 c + 1] * x[1], all bf16.
