@@ -283,7 +283,7 @@ void CudaBackend::plan_step() {
   }
   form_ = {tokens, batch_.num_seqs, rows, needs_.top_width, false};
   int decodes = num_decode_seqs({batch_.query_start_loc, static_cast<size_t>(batch_.num_seqs) + 1});
-  while (!plan_attention(decodes)) --decodes;
+  while (!plan_attention(decodes)) decodes -= decodes / 8 + 1;
 }
 
 // Plans `num_decodes` sequences for the decode kernel; false if it has no room for so many.
