@@ -1,5 +1,5 @@
 # The libraries of the CUDA backend:
-#   rapshee_cuda_api  cuda_api.h on CUDA's runtime, or the emulated device
+#   rapshee_cuda_api  cuda_api.h and gemm.h on CUDA's libraries, or the emulated device
 #   rapshee_cuda      kernels and host half
 # Neither exists where RAPSHEE_CUDA comes out as OFF. RAPSHEE_WITH_CUDA tells the code above them
 # that they do.
@@ -95,15 +95,19 @@ if(RAPSHEE_CUDA_MODE STREQUAL "ON")
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   endif()
-  add_library(rapshee_cuda_api STATIC csrc/backend/cuda/cuda_api_runtime.cpp)
+  add_library(rapshee_cuda_api STATIC
+    csrc/backend/cuda/cuda_api_runtime.cpp
+    csrc/backend/cuda/gemm_cublaslt.cpp
+  )
   # The runtime opens the driver when it is first used: what is built here also runs without one.
-  target_link_libraries(rapshee_cuda_api PUBLIC CUDA::cudart_static)
+  target_link_libraries(rapshee_cuda_api PUBLIC CUDA::cudart_static ${CMAKE_DL_LIBS})
   target_link_options(rapshee_cuda_api INTERFACE "LINKER:--exclude-libs,libcudart_static.a")
 elseif(RAPSHEE_CUDA_MODE STREQUAL "EMU")
   add_library(rapshee_cuda_api STATIC
     tests/emu/block.cpp
     tests/emu/cuda_api_emu.cpp
     tests/emu/fibers.cpp
+    tests/emu/gemm_emu.cpp
     tests/emu/memory.cpp
     tests/emu/shared_memory.cpp
     tests/emu/tensor_core.cpp

@@ -97,6 +97,40 @@ def test_values_beyond_the_range_are_refused(
     assert cuda_ops.free_memory() == before
 
 
+def plain_codes(matrix: npt.ArrayLike, half: str) -> Bytes:
+    """u8 [panels, 8, bytes of a row]: rows as they are, then zeros up to a whole panel."""
+    values = round_trip(np.asarray(matrix), half)
+    if half == "f16":
+        bits = values.astype("<f2").view(np.uint16)
+    else:
+        bits = (values.view(np.uint32) >> np.uint32(16)).astype("<u2")
+    padded = np.pad(bits, ((0, -len(bits) % 8), (0, 0)))
+    return np.ascontiguousarray(padded).view(np.uint8).reshape(-1, 8, 2 * bits.shape[1])
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_plain_matrices(dtype: str, half: str) -> None:
+    for rows, cols in ((1, 8), (7, 24), (8, 32), (203, 40)):
+        data = tensor(rows, cols, dtype)
+        want = plain_codes(decode(data.tobytes(), dtype, (rows, cols)), half)
+        for slice_bytes in (1, 2000, 1 << 20):
+            weight = cuda_ops.PackedWeight(
+                data, dtype, rows, cols, half=half, slice_bytes=slice_bytes, plain=True
+            )
+            assert (weight.format, weight.shape) == ("plain", (rows, cols))
+            codes, scales = weight.read()
+            np.testing.assert_array_equal(codes, want)
+            assert weight.nbytes == codes.nbytes
+            assert scales.size == 0
+
+
+def test_low_bit_matrices_are_never_plain() -> None:
+    data = tensor(9, 64, "q8_0")
+    weight = cuda_ops.PackedWeight(data, "q8_0", 9, 64, plain=True)
+    assert weight.format == "q8"
+
+
 def test_values_at_the_end_of_the_range_are_taken() -> None:
     matrix = np.zeros((1, 8), np.float32)
     matrix[0, :5] = 65519, -65519, np.inf, -np.inf, np.nan
@@ -161,6 +195,9 @@ def test_random_halves_are_those_of_every_device(half: str) -> None:
         weight = cuda_ops.PackedWeight.random(1 << 60, "bf16", rows, cols, half=half)
         want = pack("half", half, random_weights(1 << 60, rows, cols))
         np.testing.assert_array_equal(weight.read()[0], want.codes)
+        plain = cuda_ops.PackedWeight.random(1 << 60, "bf16", rows, cols, half=half, plain=True)
+        want_codes = plain_codes(random_weights(1 << 60, rows, cols), half)
+        np.testing.assert_array_equal(plain.read()[0], want_codes)
 
 
 def test_a_device_without_room_says_so() -> None:

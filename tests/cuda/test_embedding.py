@@ -66,6 +66,23 @@ def test_a_row_does_not_depend_on_the_others(format: str, half: str) -> None:
     np.testing.assert_array_equal(check(weight, token_ids[2:3], scale=1.1), x[2:3])
 
 
+@pytest.mark.parametrize("half", ["bf16", "f16"])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 8), (9, 40), (11, 1056)])
+def test_plain_tables(rows: int, cols: int, half: str) -> None:
+    packed = make("half", half, rows, cols)
+    plain = cuda_ops.Weight("plain", half, rows, cols)
+    values = unpack(packed).astype(np.float32)
+    # A half's bits are the upper ones of its float, or numpy's.
+    bits = values.view(np.uint32) >> np.uint32(16)
+    halves = values.astype("<f2").view(np.uint16) if half == "f16" else bits.astype("<u2")
+    rows_of_panels = np.zeros((-(-rows // 8) * 8, cols), np.uint16)
+    rows_of_panels[:rows] = halves
+    plain.write(rows_of_panels.view(np.uint8), np.zeros(0, np.uint8))
+    token_ids = np.array([rows - 1, 0, rows // 2], np.int32)
+    got = cuda_ops.embed(plain, token_ids, scale=1.5)
+    np.testing.assert_array_equal(got, check(packed, token_ids, scale=1.5))
+
+
 def test_no_rows() -> None:
     assert check(make("q8", "bf16", 3, 64), np.zeros(0, np.int32)).shape == (0, 64)
 

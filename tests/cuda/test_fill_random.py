@@ -101,7 +101,7 @@ def test_nothing(rows: int, cols: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("q5", "bf16", 8, 8), "format: got 'q5', expected half, q8, q4z or q4m"),
+        (("q5", "bf16", 8, 8), "format: got 'q5', expected half, q8, q4z, q4m or plain"),
         (("half", "f32", 8, 8), "half: got 'f32', expected bf16 or f16"),
         (("half", "bf16", -1, 8), "weight: got"),
     ],

@@ -20,7 +20,7 @@ namespace {
 constexpr int kLanesOfRow = 4;
 constexpr int kLaneBytes = kChunkBytes / (kPanelRows * kLanesOfRow);
 
-WeightFormat format_of(DType dtype) {
+WeightFormat format_of(DType dtype, bool plain) {
   switch (dtype) {
     case DType::kQ8_0:
       return WeightFormat::kQ8;
@@ -29,7 +29,7 @@ WeightFormat format_of(DType dtype) {
     case DType::kQ4_1:
       return WeightFormat::kQ4M;
     default:
-      return WeightFormat::kHalf;
+      return plain ? WeightFormat::kPlain : WeightFormat::kHalf;
   }
 }
 
@@ -74,7 +74,16 @@ class HalfPacker {
             std::vector<uint32_t>& pairs) const {
     const int64_t cols = source_.cols;
     pairs.assign(static_cast<size_t>((cols + 15) / 16) * 8, 0);
-    auto* const halves = reinterpret_cast<std::byte*>(pairs.data());
+    convert(row, from, reinterpret_cast<std::byte*>(pairs.data()), floats);
+    for (int64_t i = 0; i < (cols + 15) / 16; ++i) {
+      pack_sixteen(pairs.data() + 8 * i, to.lane + i / 2 * kChunkBytes + i % 2 * 8);
+    }
+  }
+
+  // The row's halves, in its order.
+  void convert(int64_t row, const std::byte* from, std::byte* halves,
+               std::vector<float>& floats) const {
+    const int64_t cols = source_.cols;
     if (same_) {
       std::memcpy(halves, from, static_cast<size_t>(cols) * sizeof(uint16_t));
     } else {
@@ -84,9 +93,6 @@ class HalfPacker {
         const uint16_t bits = round(row, c, floats[static_cast<size_t>(c)]);
         std::memcpy(halves + c * int64_t{sizeof bits}, &bits, sizeof bits);
       }
-    }
-    for (int64_t i = 0; i < (cols + 15) / 16; ++i) {
-      pack_sixteen(pairs.data() + 8 * i, to.lane + i / 2 * kChunkBytes + i % 2 * 8);
     }
   }
 
@@ -172,7 +178,7 @@ class Packer {
   Packer(const WeightSource& source, HalfType half, const WeightView& view)
       : source_(source), view_(view), half_packer_(source, half) {}
 
-  size_t panel_code_bytes() const { return static_cast<size_t>(view_.num_chunks()) * kChunkBytes; }
+  size_t panel_code_bytes() const { return view_.panel_code_bytes(); }
   size_t panel_scale_bytes() const {
     return static_cast<size_t>(view_.num_chunks() * chunk_scale_bytes(view_.format));
   }
@@ -196,6 +202,10 @@ class Packer {
           codes + panel * panel_code_bytes() + g * kLanesOfRow * kLaneBytes,
           scales + panel * panel_scale_bytes() + g * chunk_scale_bytes(view_.format) / kPanelRows};
       const std::byte* const from = raw.data() + static_cast<size_t>(row - first) * row_size;
+      if (view_.format == WeightFormat::kPlain) {
+        half_packer_.convert(row, from, codes + (row - first) * view_.cols * 2, floats);
+        continue;
+      }
       if (pack_block == nullptr) {
         half_packer_.pack(row, from, to, floats, pairs);
         continue;
@@ -265,9 +275,10 @@ void WeightUploader::run(int count, const std::function<void(int)>& task) {
 }
 
 std::unique_ptr<CudaWeight> load_matrix(const WeightSource& source, HalfType half,
-                                        WeightUploader& uploader) {
+                                        WeightUploader& uploader, bool plain) {
   check_matrix(source);
-  auto weight = std::make_unique<CudaWeight>(format_of(source.dtype), source.rows, source.cols);
+  auto weight =
+      std::make_unique<CudaWeight>(format_of(source.dtype, plain), source.rows, source.cols);
   const WeightView& view = weight->view();
   if (source.random_key) {
     fill_random(view, half, *source.random_key, uploader.stream());

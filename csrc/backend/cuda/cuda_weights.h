@@ -13,7 +13,7 @@
 
 namespace rapshee::cuda {
 
-// A matrix in panels, in device memory of its own.
+// A matrix in device memory of its own.
 class CudaWeight final : public Weight {
  public:
   // Allocates; the contents are undefined.
@@ -92,11 +92,11 @@ class WeightUploader {
   StreamOwner stream_;
 };
 
-// Repacks a matrix; it is on the device when they return. F32, F16 and BF16 become `half`, low-bit
-// blocks keep their codes and scales bit by bit. WeightError where the kernels cannot serve the
-// shape, or a value is beyond the range of `half`.
+// Repacks a matrix; it is on the device when they return. F32, F16 and BF16 become `half`, in
+// panels or `plain`; low-bit blocks keep their codes and scales bit by bit. WeightError where the
+// kernels cannot serve the shape, or a value is beyond the range of `half`.
 std::unique_ptr<CudaWeight> load_matrix(const WeightSource& source, HalfType half,
-                                        WeightUploader& uploader);
+                                        WeightUploader& uploader, bool plain = false);
 std::unique_ptr<CudaVector> load_vector(const WeightSource& source, WeightUploader& uploader);
 
 }  // namespace rapshee::cuda

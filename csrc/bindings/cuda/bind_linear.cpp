@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backend/cuda/cuda_weights.h"
+#include "backend/cuda/gemm.h"
 #include "backend/cuda/kernels/launchers.h"
 #include "bindings/array_args.h"
 #include "bindings/cuda/cuda_bindings.h"
@@ -33,7 +34,7 @@ HalfType parse_half(const std::string& half) {
 }
 
 const char* format_name(cuda::WeightFormat format) {
-  constexpr const char* kNames[] = {"half", "q8", "q4z", "q4m"};
+  constexpr const char* kNames[] = {"half", "q8", "q4z", "q4m", "plain"};
   return kNames[static_cast<size_t>(format)];
 }
 
@@ -63,31 +64,31 @@ cuda::WeightUploader make_uploader(int threads, size_t slice_bytes) {
 class PackedWeight {
  public:
   PackedWeight(const py::object& data_arg, const std::string& dtype, int64_t rows, int64_t cols,
-               const std::string& half, int threads, size_t slice_bytes)
+               const std::string& half, int threads, size_t slice_bytes, bool plain)
       : half_(parse_half(half)) {
     const auto data = array_arg<uint8_t>("data", data_arg, 1);
     auto uploader = make_uploader(threads, slice_bytes);
-    weight_ = cuda::load_matrix(source_of(data, dtype, rows, cols), half_, uploader);
+    weight_ = cuda::load_matrix(source_of(data, dtype, rows, cols), half_, uploader, plain);
   }
   PackedWeight(uint64_t key, const std::string& dtype, int64_t rows, int64_t cols,
-               const std::string& half)
+               const std::string& half, bool plain)
       : half_(parse_half(half)) {
     WeightSource source{"test.weight", parse_dtype(dtype), rows, cols, {}};
     source.random_key = key;
     auto uploader = make_uploader(1, 1);
-    weight_ = cuda::load_matrix(source, half_, uploader);
+    weight_ = cuda::load_matrix(source, half_, uploader, plain);
   }
 
   const cuda::WeightView& view() const { return weight_->view(); }
   const cuda::CudaWeight& weight() const { return *weight_; }
   HalfType half() const { return half_; }
 
-  // Codes u8 [panels, chunks, 512] and scales u8 [panels, chunks, bytes].
+  // Codes u8 [panels, chunks, 512] and scales u8 [panels, chunks, bytes]; of plain weights codes
+  // u8 [panels, 8, bytes of a row].
   py::tuple read() const {
     const CallStream stream;
-    const auto download = [&](const std::byte* from, py::ssize_t last) {
-      ByteArray array({static_cast<py::ssize_t>(view().num_panels()),
-                       static_cast<py::ssize_t>(view().num_chunks()), last});
+    const auto download = [&](const std::byte* from, int64_t middle, int64_t last) {
+      ByteArray array({view().num_panels(), middle, last});
       const auto bytes = static_cast<size_t>(array.size());
       const cuda::PinnedMemory staging(std::max<size_t>(bytes, 1));
       if (bytes > 0) cuda::api::copy_to_host(staging.data(), from, bytes, stream.get());
@@ -95,8 +96,11 @@ class PackedWeight {
       std::copy_n(staging.data<uint8_t>(), bytes, array.mutable_data());
       return array;
     };
-    return py::make_tuple(download(view().codes, cuda::kChunkBytes),
-                          download(view().scales, cuda::chunk_scale_bytes(view().format)));
+    const bool plain = view().format == cuda::WeightFormat::kPlain;
+    return py::make_tuple(
+        plain ? download(view().codes, cuda::kPanelRows, view().cols * int64_t{sizeof(uint16_t)})
+              : download(view().codes, view().num_chunks(), cuda::kChunkBytes),
+        download(view().scales, view().num_chunks(), cuda::chunk_scale_bytes(view().format)));
   }
 
  private:
@@ -169,10 +173,10 @@ struct Call {
   std::vector<DeviceMemory> biases;
 };
 
-// The partial sums [partials, rows, outputs] of matrices side by side.
+// The partial sums [partials, rows, outputs] of matrices side by side. `plain`: by gemv.
 py::object linear(const py::object& x, const std::vector<const PackedWeight*>& weights,
                   const std::optional<std::vector<py::object>>& biases, int splits,
-                  int64_t x_stride, int repeats) {
+                  int64_t x_stride, int repeats, bool plain) {
   RAPSHEE_CHECK(!weights.empty() && weights.size() <= 3, "weights: got ", weights.size(),
                 ", expected 1 to 3");
   RAPSHEE_CHECK(!biases || biases->size() == weights.size(), "biases: expected one a weight");
@@ -195,15 +199,17 @@ py::object linear(const py::object& x, const std::vector<const PackedWeight*>& w
   const size_t count = static_cast<size_t>(std::max(partials, 0) * args.split_stride);
   const DeviceMemory y(std::max<size_t>(count * sizeof(float), 1));
   args.y = y.data<float>();
-  auto microseconds = call.run(y, [&] { cuda::linear(args, call.stream.get()); });
+  auto microseconds = call.run(y, [&] {
+    plain ? cuda::gemv(args, call.stream.get()) : cuda::linear(args, call.stream.get());
+  });
   return call.to_python(call.stream.download<float>(y, {partials, call.rows, args.y_stride}),
                         std::move(microseconds));
 }
 
-// act(gate x) * up x [rows, outputs].
+// act(gate x) * up x [rows, outputs]. `plain`: by gemv.
 py::object gated_linear(const py::object& x, const PackedWeight& gate, const PackedWeight& up,
                         const std::string& activation, const py::object& gate_bias,
-                        const py::object& up_bias, int64_t x_stride, int repeats) {
+                        const py::object& up_bias, int64_t x_stride, int repeats, bool plain) {
   RAPSHEE_CHECK(activation == "silu" || activation == "gelu_tanh", "activation: got '", activation,
                 "', expected silu or gelu_tanh");
   Call call(x, gate, x_stride, repeats);
@@ -222,7 +228,9 @@ py::object gated_linear(const py::object& x, const PackedWeight& gate, const Pac
   const size_t count = static_cast<size_t>(call.rows * args.out_stride);
   const DeviceMemory out(std::max<size_t>(count * sizeof(uint16_t), 1));
   args.out = out.data();
-  auto microseconds = call.run(out, [&] { cuda::gated_linear(args, call.stream.get()); });
+  auto microseconds = call.run(out, [&] {
+    plain ? cuda::gated_gemv(args, call.stream.get()) : cuda::gated_linear(args, call.stream.get());
+  });
   std::vector<uint16_t> halves(count);
   call.stream.download(out, halves.data(), count);
   FloatArray values({py::ssize_t{call.rows}, static_cast<py::ssize_t>(args.out_stride)});
@@ -232,22 +240,58 @@ py::object gated_linear(const py::object& x, const PackedWeight& gate, const Pac
   return call.to_python(std::move(values), std::move(microseconds));
 }
 
+// x W^T + bias [rows, y_stride] by the library, columns behind the outputs NaN. `recorded`: as a
+// captured stream replays it.
+py::object gemm(const py::object& x, const PackedWeight& weight, const py::object& bias,
+                int64_t x_stride, int64_t y_stride, bool recorded, int repeats) {
+  Call call(x, weight, x_stride, repeats);
+  RAPSHEE_CHECK(weight.view().format == cuda::WeightFormat::kPlain, "weight: expected a plain one");
+  RAPSHEE_CHECK(y_stride == 0 || y_stride >= weight.view().rows, "y_stride: got ", y_stride,
+                ", expected 0 or at least ", weight.view().rows);
+  cuda::GemmArgs args{.half = call.half,
+                      .x = call.x.data(),
+                      .x_stride = call.x_stride,
+                      .weight = weight.view().codes,
+                      .bias = call.bias("bias", bias, weight),
+                      .y = nullptr,
+                      .y_stride = y_stride == 0 ? weight.view().rows : y_stride,
+                      .rows = call.rows,
+                      .outputs = weight.view().rows,
+                      .cols = weight.view().cols};
+  const auto count = static_cast<size_t>(call.rows * args.y_stride);
+  const DeviceMemory y(std::max<size_t>(count * sizeof(float), 1));
+  args.y = y.data<float>();
+  const auto library = cuda::make_gemm();
+  cuda::GraphOwner graph;
+  const auto run = [&] { library->run(args, call.stream.get()); };
+  if (recorded) {
+    cuda::api::begin_capture(call.stream.get());
+    run();
+    graph = cuda::GraphOwner(cuda::api::end_capture(call.stream.get()));
+  }
+  auto microseconds =
+      call.run(y, [&] { recorded ? cuda::api::launch(graph.get(), call.stream.get()) : run(); });
+  return call.to_python(call.stream.download<float>(y, {call.rows, args.y_stride}),
+                        std::move(microseconds));
+}
+
 }  // namespace
 
 void register_cuda_linear(py::module_& m) {
   using py::arg;
   py::class_<PackedWeight>(m, "PackedWeight")
       .def(py::init<const py::object&, const std::string&, int64_t, int64_t, const std::string&,
-                    int, size_t>(),
+                    int, size_t, bool>(),
            arg("data"), arg("dtype"), arg("rows"), arg("cols"), py::kw_only(), arg("half") = "bf16",
-           arg("threads") = 1, arg("slice_bytes") = size_t{1} << 16)
+           arg("threads") = 1, arg("slice_bytes") = size_t{1} << 16, arg("plain") = false)
       .def_static(
           "random",
           [](uint64_t key, const std::string& dtype, int64_t rows, int64_t cols,
-             const std::string& half) {
-            return std::make_unique<PackedWeight>(key, dtype, rows, cols, half);
+             const std::string& half, bool plain) {
+            return std::make_unique<PackedWeight>(key, dtype, rows, cols, half, plain);
           },
-          arg("key"), arg("dtype"), arg("rows"), arg("cols"), py::kw_only(), arg("half") = "bf16")
+          arg("key"), arg("dtype"), arg("rows"), arg("cols"), py::kw_only(), arg("half") = "bf16",
+          arg("plain") = false)
       .def_property_readonly("format",
                              [](const PackedWeight& w) { return format_name(w.view().format); })
       .def_property_readonly(
@@ -261,10 +305,12 @@ void register_cuda_linear(py::module_& m) {
     return cuda::api::memory_info().free;
   });
   m.def("linear", &linear, arg("x"), arg("weights"), arg("biases") = py::none(), py::kw_only(),
-        arg("splits") = 1, arg("x_stride") = 0, arg("repeats") = 0);
+        arg("splits") = 1, arg("x_stride") = 0, arg("repeats") = 0, arg("plain") = false);
   m.def("gated_linear", &gated_linear, arg("x"), arg("gate"), arg("up"), py::kw_only(),
         arg("activation") = "silu", arg("gate_bias") = py::none(), arg("up_bias") = py::none(),
-        arg("x_stride") = 0, arg("repeats") = 0);
+        arg("x_stride") = 0, arg("repeats") = 0, arg("plain") = false);
+  m.def("gemm", &gemm, arg("x"), arg("weight"), arg("bias") = py::none(), py::kw_only(),
+        arg("x_stride") = 0, arg("y_stride") = 0, arg("recorded") = false, arg("repeats") = 0);
   m.def("linear_splits", &cuda::linear_splits, arg("outputs"), arg("cols"));
   m.def("linear_partials", &cuda::linear_partials, arg("rows"), arg("splits"));
 }

@@ -40,7 +40,7 @@ inline py::array_t<float> download_halves(const CallStream& stream,
 // A packed weight (launchers.h) in device memory of its own: _cuda_ops.Weight.
 class DeviceWeight {
  public:
-  // format: half, q8, q4z or q4m; half: bf16 or f16. Contents are undefined.
+  // format: half, q8, q4z, q4m or plain; half: bf16 or f16. Contents are undefined.
   DeviceWeight(const std::string& format, const std::string& half, int64_t rows, int64_t cols)
       : half_(half_arg(half)) {
     RAPSHEE_CHECK(rows >= 0 && cols >= 0, "weight: got [", rows, ", ", cols,
@@ -80,7 +80,9 @@ class DeviceWeight {
     if (format == "half") return cuda::WeightFormat::kHalf;
     if (format == "q8") return cuda::WeightFormat::kQ8;
     if (format == "q4z") return cuda::WeightFormat::kQ4Z;
-    RAPSHEE_CHECK(format == "q4m", "format: got '", format, "', expected half, q8, q4z or q4m");
+    if (format == "plain") return cuda::WeightFormat::kPlain;
+    RAPSHEE_CHECK(format == "q4m", "format: got '", format,
+                  "', expected half, q8, q4z, q4m or plain");
     return cuda::WeightFormat::kQ4M;
   }
 

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 128;
 
-template <class T>
+template <class T, bool kPlain>
 RAPSHEE_KERNEL(kThreads, 1)
 embed_kernel(RAPSHEE_PARAM EmbedArgs args) {
   dev::pdl_wait();
@@ -19,11 +19,15 @@ embed_kernel(RAPSHEE_PARAM EmbedArgs args) {
   const int64_t chunk = (int64_t{dev::block().y} * kThreads + dev::thread()) / 4;
   const int t = dev::thread() % 4;
   if (chunk >= w.num_chunks()) return;
+  // The last chunk of a plain row ends with the row.
+  const int64_t plain_slot = 4 * chunk + t, plain_slots = w.cols / packed::kPlainSlotCols;
+  if (kPlain && plain_slot >= plain_slots) return;
   const int64_t r = dev::block().x;
   const int64_t row = dev::Ptr<const int32_t>(args.token_ids)[r];
   const dev::Ptr<float> x = dev::Ptr<float>(args.x) + r * w.cols;
-  const int64_t index = packed::slot_index(w, row, chunk, t);
-  const packed::Slot slot = packed::slot_at(w, index);
+  const int64_t index =
+      kPlain ? row * plain_slots + plain_slot : packed::slot_index(w, row, chunk, t);
+  const auto slot = packed::slot_of<kPlain>(w, index);
   const dev::Vec16 codes =
       dev::load16(dev::Ptr<const std::byte>(w.codes) + index * int64_t{sizeof(dev::Vec16)});
   const auto store = [&](int pair, float first, float second) {
@@ -31,7 +35,7 @@ embed_kernel(RAPSHEE_PARAM EmbedArgs args) {
     if (col < w.cols) x[col] = first * args.scale;
     if (col + 1 < w.cols) x[col + 1] = second * args.scale;
   };
-  if (w.format == WeightFormat::kHalf) {
+  if (kPlain || w.format == WeightFormat::kHalf) {
     RAPSHEE_UNROLL
     for (int pair = 0; pair < 4; ++pair) {
       const dev::Float2 v = dev::unpack2<T>(codes.word[pair]);
@@ -77,10 +81,12 @@ void embed(const EmbedArgs& args, Stream stream) {
                                      kChunksPerBlock)},
       .threads = kThreads,
       .stream = stream};
+  const bool plain = args.table.format == WeightFormat::kPlain;
   if (args.half == HalfType::kBF16) {
-    dev::launch(embed_kernel<dev::Bf16>, config, args);
+    dev::launch(plain ? embed_kernel<dev::Bf16, true> : embed_kernel<dev::Bf16, false>, config,
+                args);
   } else {
-    dev::launch(embed_kernel<dev::F16>, config, args);
+    dev::launch(plain ? embed_kernel<dev::F16, true> : embed_kernel<dev::F16, false>, config, args);
   }
 }
 

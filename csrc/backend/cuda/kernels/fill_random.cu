@@ -14,6 +14,7 @@ constexpr int kThreads = 256;
 struct FillParams {
   WeightView weight;
   uint64_t seed;
+  int64_t slots;  // of 16 bytes of codes
 };
 
 RAPSHEE_DEVICE uint64_t counter_bits(uint64_t key, uint64_t counter) {
@@ -23,22 +24,22 @@ RAPSHEE_DEVICE uint64_t counter_bits(uint64_t key, uint64_t counter) {
   return z ^ (z >> 31);
 }
 
-template <class T>
+template <class T, bool kPlain>
 RAPSHEE_KERNEL(kThreads, 1)
 fill_kernel(RAPSHEE_PARAM FillParams params) {
   dev::pdl_wait();
   dev::pdl_trigger();
   const WeightView& w = params.weight;
   const int64_t index = int64_t{dev::block().x} * kThreads + dev::thread();
-  if (index >= w.num_panels() * w.num_chunks() * 32) return;
-  const packed::Slot slot = packed::slot_at(w, index);
+  if (index >= params.slots) return;
+  const auto slot = packed::slot_of<kPlain>(w, index);
   const auto bits = [&](int64_t col) {
     const bool exists = slot.row < w.rows && col < w.cols;
     return exists ? counter_bits(params.seed, static_cast<uint64_t>(slot.row * w.cols + col)) : 0;
   };
   const float deviation = dev::sqrt(dev::divide(1.0f, static_cast<float>(w.cols)));
   dev::Vec16 codes{{0, 0, 0, 0}};
-  if (w.format == WeightFormat::kHalf) {
+  if (kPlain || w.format == WeightFormat::kHalf) {
     const float most = dev::sqrt(dev::divide(3.0f, static_cast<float>(w.cols)));
     const auto value = [&](int64_t col) {
       if (slot.row >= w.rows || col >= w.cols) return 0.0f;
@@ -67,32 +68,37 @@ fill_kernel(RAPSHEE_PARAM FillParams params) {
   dev::store16(
       dev::Ptr<std::byte>(const_cast<std::byte*>(w.codes)) + index * int64_t{sizeof(dev::Vec16)},
       codes);
-  // Standard deviation of the codes: of 8 bits 2^8 / sqrt(12), of 4 bits 2^4 / sqrt(12).
-  const int scales = chunk_scale_bytes(w.format) / kPanelRows / 2;
-  if (slot.t != 0 || scales == 0) return;
-  const float scale =
-      deviation * (w.format == WeightFormat::kQ8 ? 3.46410162f / 256.0f : 3.46410162f / 16.0f);
-  const dev::Ptr<dev::F16> to(const_cast<dev::F16*>(reinterpret_cast<const dev::F16*>(
-      w.scales + (index / 32 * kPanelRows + slot.row % kPanelRows) * scales * 2)));
-  for (int i = 0; i < scales; ++i) {
-    const bool minimum = w.format == WeightFormat::kQ4M && i % 2 == 1;
-    to[i] = dev::from_float<dev::F16>(slot.row < w.rows ? (minimum ? -7.5f * scale : scale) : 0.0f);
+  if constexpr (!kPlain) {
+    // Standard deviation of the codes: of 8 bits 2^8 / sqrt(12), of 4 bits 2^4 / sqrt(12).
+    const int scales = chunk_scale_bytes(w.format) / kPanelRows / 2;
+    if (slot.t != 0 || scales == 0) return;
+    const float scale =
+        deviation * (w.format == WeightFormat::kQ8 ? 3.46410162f / 256.0f : 3.46410162f / 16.0f);
+    const dev::Ptr<dev::F16> to(const_cast<dev::F16*>(reinterpret_cast<const dev::F16*>(
+        w.scales + (index / 32 * kPanelRows + slot.row % kPanelRows) * scales * 2)));
+    for (int i = 0; i < scales; ++i) {
+      const bool minimum = w.format == WeightFormat::kQ4M && i % 2 == 1;
+      to[i] =
+          dev::from_float<dev::F16>(slot.row < w.rows ? (minimum ? -7.5f * scale : scale) : 0.0f);
+    }
   }
 }
 
 }  // namespace
 
 void fill_random(const WeightView& weight, HalfType half, uint64_t seed, Stream stream) {
-  const int64_t slots = weight.num_panels() * weight.num_chunks() * 32;
+  const auto slots = static_cast<int64_t>(weight.code_bytes() / sizeof(dev::Vec16));
   if (slots == 0) return;
   const dev::Launch config{.grid = {static_cast<unsigned>((slots + kThreads - 1) / kThreads)},
                            .threads = kThreads,
                            .stream = stream};
-  const FillParams params{weight, seed};
+  const FillParams params{weight, seed, slots};
+  const bool plain = weight.format == WeightFormat::kPlain;
   if (half == HalfType::kBF16) {
-    dev::launch(fill_kernel<dev::Bf16>, config, params);
+    dev::launch(plain ? fill_kernel<dev::Bf16, true> : fill_kernel<dev::Bf16, false>, config,
+                params);
   } else {
-    dev::launch(fill_kernel<dev::F16>, config, params);
+    dev::launch(plain ? fill_kernel<dev::F16, true> : fill_kernel<dev::F16, false>, config, params);
   }
 }
 

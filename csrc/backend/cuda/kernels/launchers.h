@@ -32,23 +32,28 @@ enum class HalfType : uint8_t { kBF16, kF16 };
 //   kQ4Z   128 columns a chunk: four words, one for each 32 columns; of its four pairs, pair j has
 //          its first code in nibble j and its second in nibble j + 4; the code's zero is 8
 //   kQ4M   the same; the code's zero is 0, and a minimum is added
+//   kPlain no chunks: the panel's rows of halves one behind the other, as they were (gemv, gemm)
 // Scales (and minimums) are fp16, one for each row and 32 columns:
 //   kQ8    [panel][chunk][8 rows][2]
 //   kQ4Z   [panel][chunk][8 rows][4]
 //   kQ4M   [panel][chunk][8 rows][4][2]: scale, minimum
-enum class WeightFormat : uint8_t { kHalf, kQ8, kQ4Z, kQ4M };
+enum class WeightFormat : uint8_t { kHalf, kQ8, kQ4Z, kQ4M, kPlain };
 
 inline constexpr int kPanelRows = 8;
 inline constexpr int kChunkBytes = 512;
 inline constexpr int kScaleGroup = 32;  // columns that share a scale
 
+constexpr bool has_halves(WeightFormat format) {
+  return format == WeightFormat::kHalf || format == WeightFormat::kPlain;
+}
 constexpr int chunk_cols(WeightFormat format) {
-  return format == WeightFormat::kHalf ? 32 : format == WeightFormat::kQ8 ? 64 : 128;
+  return has_halves(format) ? 32 : format == WeightFormat::kQ8 ? 64 : 128;
 }
 // Bytes of the scales of one chunk of one panel.
 constexpr int chunk_scale_bytes(WeightFormat format) {
   switch (format) {
     case WeightFormat::kHalf:
+    case WeightFormat::kPlain:
       return 0;
     case WeightFormat::kQ8:
       return kPanelRows * 2 * 2;
@@ -62,15 +67,20 @@ constexpr int chunk_scale_bytes(WeightFormat format) {
 struct WeightView {
   WeightFormat format = WeightFormat::kHalf;
   int64_t rows = 0, cols = 0;
-  const std::byte* codes = nullptr;   // [panels][chunks][512]
-  const std::byte* scales = nullptr;  // null for kHalf
+  const std::byte* codes = nullptr;   // [panels][chunks][512]; kPlain: [8 panels][cols] halves
+  const std::byte* scales = nullptr;  // null without scales
 
   constexpr int64_t num_panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   constexpr int64_t num_chunks() const {
     return (cols + chunk_cols(format) - 1) / chunk_cols(format);
   }
+  constexpr size_t panel_code_bytes() const {
+    const int64_t bytes = format == WeightFormat::kPlain ? kPanelRows * cols * 2  // of a half
+                                                         : num_chunks() * kChunkBytes;
+    return static_cast<size_t>(bytes);
+  }
   constexpr size_t code_bytes() const {
-    return static_cast<size_t>(num_panels() * num_chunks()) * kChunkBytes;
+    return static_cast<size_t>(num_panels()) * panel_code_bytes();
   }
   constexpr size_t scale_bytes() const {
     return static_cast<size_t>(num_panels() * num_chunks()) *
@@ -132,7 +142,8 @@ struct AddNormArgs {
 void add_rms_norm(const AddNormArgs& args, Stream stream);
 
 // ------------------------------------------------------------------------------------- linear
-// y = W x + bias for up to three matrices of one format that share x, laid side by side.
+// y = W x + bias for up to three matrices of one format (not kPlain) that share x, laid side by
+// side.
 struct LinearSegment {
   WeightView weight;
   const float* bias = nullptr;  // [rows of weight] or null; added by split 0
@@ -175,6 +186,12 @@ struct GatedLinearArgs {
   int64_t out_stride = 0;
 };
 void gated_linear(const GatedLinearArgs& args, Stream stream);
+
+// The same two for plain weights and 1 to kGemvRows rows; k_splits is 1. Sums in an order of its
+// own: a row gets the same bits with any number of rows, but not those of linear.
+inline constexpr int kGemvRows = 8;
+void gemv(const LinearArgs& args, Stream stream);
+void gated_gemv(const GatedLinearArgs& args, Stream stream);
 
 // The same of products that are there already (gate and up of different formats):
 // out[r][i] = act(gate_up[r][i]) * gate_up[r][size + i].

@@ -71,6 +71,8 @@ void launch(WeightFormat format, const Params& params, HalfType half, Stream str
       return linear_core::launch_q4z(params, half, stream);
     case WeightFormat::kQ4M:
       return linear_core::launch_q4m(params, half, stream);
+    case WeightFormat::kPlain:
+      RAPSHEE_CHECK(false, "linear: got a plain weight, expected one in panels");
   }
 }
 

@@ -25,6 +25,29 @@ RAPSHEE_DEVICE Slot slot_at(const WeightView& w, int64_t index) {
   return {panel * kPanelRows + lane / 4, chunk * chunk_cols(w.format), static_cast<int>(lane % 4)};
 }
 
+// The same of plain weights: row-major, so that a slot's pairs are neighbours.
+struct PlainSlot {
+  int64_t row, first_col;
+
+  RAPSHEE_DEVICE int64_t column(int pair) const { return first_col + 2 * pair; }
+};
+constexpr int kPlainSlotCols = 8;  // 16 bytes
+
+RAPSHEE_DEVICE PlainSlot plain_slot_at(const WeightView& w, int64_t index) {
+  const int64_t slots = w.cols / kPlainSlotCols;  // of a row
+  return {index / slots, index % slots * kPlainSlotCols};
+}
+
+// Slot or PlainSlot.
+template <bool kPlain>
+RAPSHEE_DEVICE auto slot_of(const WeightView& w, int64_t index) {
+  if constexpr (kPlain) {
+    return plain_slot_at(w, index);
+  } else {
+    return slot_at(w, index);
+  }
+}
+
 // Index of the lane of row `row` in chunk `chunk` with the pairs of `t`.
 RAPSHEE_DEVICE int64_t slot_index(const WeightView& w, int64_t row, int64_t chunk, int t) {
   return (row / kPanelRows * w.num_chunks() + chunk) * 32 + row % kPanelRows * 4 + t;
