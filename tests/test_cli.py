@@ -168,7 +168,7 @@ def test_serve_passes_everything_on(
         --device cuda:1 --dtype float16 --load-format dummy --max-model-len 100
         --kv-cache-memory 2G --block-size 16
         --max-num-seqs 3 --max-num-batched-tokens 4 --threads 5 --no-prefix-caching
-        --async-scheduling --chat-template {template}"""
+        --async-scheduling --no-deterministic --chat-template {template}"""
     assert cli.main(arguments.split()) == 0
     (options,) = launches
     assert options.models == {"a": model, "b": model}
@@ -184,6 +184,7 @@ def test_serve_passes_everything_on(
         "max_num_batched_tokens": 4,
         "enable_prefix_caching": False,
         "async_scheduling": True,
+        "deterministic": False,
         "threads": 5,
         "chat_template": "{{ messages }}",
     }

@@ -11,6 +11,7 @@ from rapshee_engine.errors import ConfigError
 def test_a_model_is_all_that_is_needed() -> None:
     config = EngineConfig(model="model.gguf")
     assert config.enable_prefix_caching
+    assert config.deterministic
     assert config.max_num_batched_tokens >= config.max_num_seqs
 
 
@@ -43,6 +44,7 @@ def test_a_model_is_all_that_is_needed() -> None:
         ("threads", 1025),
         ("enable_prefix_caching", "no"),
         ("async_scheduling", 1),
+        ("deterministic", 1),
         ("chat_template", 5),
     ],
 )

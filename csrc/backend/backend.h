@@ -7,7 +7,8 @@
 // buffers, repacked weights and KV blocks belongs to the backend: nobody else looks inside.
 //
 // Determinism: what an operation computes for a row depends on that row's data alone, never on
-// the other rows of the batch, the number of threads or how a prompt was cut into steps.
+// the other rows of the batch, the number of threads or how a prompt was cut into steps. Without
+// BackendOptions::deterministic it may depend on how many they are.
 #pragma once
 
 #include <cstddef>
@@ -159,6 +160,7 @@ struct BackendOptions {
   int max_num_seqs = 0;
   int threads = 1;
   ComputeType compute = ComputeType::kAuto;
+  bool deterministic = true;  // false: products may round as is fastest for their number of rows
 };
 
 class Backend {

@@ -31,6 +31,8 @@ class Device {
 class CpuDevice final : public Device {
  public:
   std::unique_ptr<Backend> make_backend(const BackendOptions& options) const override {
+    RAPSHEE_CHECK(options.deterministic, "deterministic: got False, expected True on cpu, which ",
+                  "has no faster way");
     return std::make_unique<cpu::CpuBackend>(options);
   }
   int default_block_size() const override { return cpu::kLanes; }

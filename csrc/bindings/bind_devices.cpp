@@ -63,14 +63,15 @@ void register_devices(py::module_& m) {
   m.def(
       "workspace_bytes",
       [](const ModelConfig& config, const std::string& device, int max_num_tokens, int max_num_seqs,
-         int block_size) {
+         int block_size, bool deterministic) {
         return workspace_bytes(device, config,
                                {.block_size = block_size,
                                 .max_num_tokens = max_num_tokens,
-                                .max_num_seqs = max_num_seqs});
+                                .max_num_seqs = max_num_seqs,
+                                .deterministic = deterministic});
       },
       arg("config"), py::kw_only(), arg("device"), arg("max_num_tokens"), arg("max_num_seqs"),
-      arg("block_size"));
+      arg("block_size"), arg("deterministic") = true);
   m.def("available_memory", py::overload_cast<const std::string&>(&available_memory),
         arg("device"));
   m.def("usable_cores", &usable_cores);

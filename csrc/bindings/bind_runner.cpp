@@ -17,7 +17,7 @@ std::unique_ptr<ModelRunner> make_runner(const ModelConfig& config,
                                          const std::vector<TensorEntry>& entries,
                                          const std::string& device, const std::string& dtype,
                                          int num_blocks, int block_size, int max_num_tokens,
-                                         int max_num_seqs, int threads,
+                                         int max_num_seqs, int threads, bool deterministic,
                                          const py::object& progress) {
   const RunnerOptions options{.device = device,
                               .compute = parse_compute(dtype),
@@ -25,7 +25,8 @@ std::unique_ptr<ModelRunner> make_runner(const ModelConfig& config,
                               .block_size = block_size,
                               .max_num_tokens = max_num_tokens,
                               .max_num_seqs = max_num_seqs,
-                              .threads = threads};
+                              .threads = threads,
+                              .deterministic = deterministic};
   Progress report;
   if (!progress.is_none()) {
     report = [&progress](uint64_t done, uint64_t total) {
@@ -156,7 +157,8 @@ void register_runner(py::module_& m) {
   py::class_<ModelRunner>(m, "ModelRunner")
       .def(py::init(&make_runner), arg("config"), arg("entries"), py::kw_only(),
            arg("device") = "cpu", arg("dtype") = "auto", arg("num_blocks"), arg("block_size"),
-           arg("max_num_tokens"), arg("max_num_seqs"), arg("threads"), arg("progress") = py::none())
+           arg("max_num_tokens"), arg("max_num_seqs"), arg("threads"), arg("deterministic") = true,
+           arg("progress") = py::none())
       .def("launch", [](ModelRunner& runner,
                         const py::kwargs& arrays) { return runner.launch(parse_step(arrays)); })
       .def("set_masks", &set_masks, arg("ticket"), arg("masks"))

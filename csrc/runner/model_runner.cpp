@@ -84,7 +84,8 @@ ModelRunner::ModelRunner(ModelConfig config, const std::vector<TensorEntry>& ent
                                            .max_num_tokens = options.max_num_tokens,
                                            .max_num_seqs = options.max_num_seqs,
                                            .threads = options.threads,
-                                           .compute = options.compute});
+                                           .compute = options.compute,
+                                           .deterministic = options.deterministic});
   weights_ = load_weights(config_, entries, *backend_, progress);
   kv_dtype_ = backend_->allocate_cache(config_, weights_.all_f32);
   decoder_ = std::make_unique<Decoder>(config_, weights_, *backend_);

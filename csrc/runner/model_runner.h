@@ -35,6 +35,7 @@ struct RunnerOptions {
   int max_num_tokens = 0;
   int max_num_seqs = 0;
   int threads = 1;
+  bool deterministic = true;  // as in BackendOptions
 };
 
 class ModelRunner {

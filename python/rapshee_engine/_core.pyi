@@ -116,20 +116,22 @@ class ModelRunner:
         max_num_tokens: int,
         max_num_seqs: int,
         threads: int,
+        deterministic: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Read and repack all weights and allocate the KV cache.
 
         ``device``: one of `list_devices`. ``dtype``: ``auto`` (bf16 where the checkpoint is BF16 or
         F16, f32 where it is F32 and the device has it, low-bit blocks as they are), or one of
-        `device_dtypes`.
+        `device_dtypes`. ``deterministic``: see ``EngineConfig``.
         ``progress(bytes_done, bytes_total)`` is called from the constructing thread; an
         exception that it raises stops the load.
 
         Raises:
-            ValueError: an argument out of range.
+            ValueError: an argument out of range, or ``deterministic=False`` on CPU.
             WeightError: a tensor is missing, has the wrong shape or cannot be read.
-            DeviceError: no such device, or not enough memory.
+            DeviceError: no such device, not enough memory, or no cuBLASLt for
+                ``deterministic=False``.
         """
     def launch(
         self,
@@ -216,7 +218,13 @@ def kv_block_bytes(config: ModelConfig, *, device: str, dtype: str, block_size: 
     """Bytes of one KV block over all layers; ``dtype``: one of `device_dtypes`."""
 
 def workspace_bytes(
-    config: ModelConfig, *, device: str, max_num_tokens: int, max_num_seqs: int, block_size: int
+    config: ModelConfig,
+    *,
+    device: str,
+    max_num_tokens: int,
+    max_num_seqs: int,
+    block_size: int,
+    deterministic: bool = True,
 ) -> int:
     """Bytes that a runner takes besides its weights and KV blocks, where memory is scarce; 0 on
     CPU."""

@@ -399,6 +399,12 @@ def _add_engine_options(command: Any) -> None:
         help="prepare a step while another runs (default: on a GPU)",
     )
     group.add_argument(
+        "--no-deterministic",
+        action="store_true",
+        help="on CUDA: let a request's rounding depend on what else runs, where that is faster "
+        "(needs cuBLASLt: pip install nvidia-cublas)",
+    )
+    group.add_argument(
         "--chat-template", metavar="FILE", help="Jinja template (default: the model's own)"
     )
 
@@ -415,6 +421,7 @@ def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "enable_prefix_caching": not options.no_prefix_caching,
         "async_scheduling": options.async_scheduling,
+        "deterministic": not options.no_deterministic,
         "threads": options.threads,
         "chat_template": _template(options.chat_template),
     }

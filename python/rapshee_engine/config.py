@@ -48,6 +48,10 @@ class EngineConfig:
         enable_prefix_caching: reuse the KV blocks of equal prompt beginnings.
         async_scheduling: build step n + 1 while step n runs; None: on a GPU, which would wait
             otherwise, but not on CPU, whose cores the steps need.
+        deterministic: what a request gets does not depend on what else runs. False, on CUDA only,
+            takes whatever rounds fastest for the number of rows of a step: products of unquantised
+            matrices by dot products for up to 8 rows and by cuBLASLt (package ``nvidia-cublas``)
+            for more.
         threads: worker threads on CPU; None: the physical cores that the process may use.
         chat_template: replaces the checkpoint's chat template (Jinja source).
     """
@@ -63,6 +67,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 512
     enable_prefix_caching: bool = True
     async_scheduling: bool | None = None
+    deterministic: bool = True
     threads: int | None = None
     chat_template: str | None = None
 
@@ -76,10 +81,9 @@ class EngineConfig:
             )
         _one_of("dtype", self.dtype, _DTYPES)
         _one_of("load_format", self.load_format, _LOAD_FORMATS)
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise ConfigError(
-                f"enable_prefix_caching must be True or False, got {self.enable_prefix_caching!r}"
-            )
+        for name in ("enable_prefix_caching", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not isinstance(self.async_scheduling, bool | None):
             raise ConfigError(
                 f"async_scheduling must be True, False or None, got {self.async_scheduling!r}"

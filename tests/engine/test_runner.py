@@ -159,6 +159,11 @@ def test_a_gpu_gives_its_memory_to_the_cache(folder: Path, monkeypatch: pytest.M
         make_runner(folder, "auto", kv_cache_memory_bytes=100_001)
 
 
+def test_the_cpu_has_no_faster_way_than_the_deterministic_one(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="deterministic: got False, expected True on cpu"):
+        make_runner(folder, "cpu", deterministic=False)
+
+
 def test_the_identity_tells_weights_apart(
     folder: Path, runner: Runner, device: str, tmp_path: Path
 ) -> None:

@@ -141,10 +141,12 @@ def write_gguf_file(
     weights: Mapping[str, npt.NDArray[np.float32]],
     dtype: str = "f32",
     metadata: Mapping[str, Any] | None = None,
+    dtypes: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the same checkpoint as llama.cpp's converter would; matrices as ``dtype``.
 
     Args:
+        dtypes: of matrices whose Hugging Face names contain the key, instead of ``dtype``.
         metadata: added to (or replacing) what follows from ``config``, e.g. a tokenizer.
     """
     tensors = {}
@@ -156,7 +158,8 @@ def write_gguf_file(
             array = _interleave(
                 array, config.get("num_key_value_heads") or config["num_attention_heads"]
             )
-        tensors[_gguf_name(name)] = (dtype if array.ndim > 1 else "f32", array)
+        own = (other for part, other in (dtypes or {}).items() if part in name)
+        tensors[_gguf_name(name)] = (next(own, dtype) if array.ndim > 1 else "f32", array)
     if rope_settings(config)["rope_type"] == "llama3":
         plain = inv_freq({**config, "rope_scaling": None, "rope_parameters": None} | _theta(config))
         tensors["rope_freqs.weight"] = ("f32", plain / inv_freq(config))

@@ -89,6 +89,7 @@ WorkspaceSizes sizes_of(const ModelConfig& config, const BackendOptions& options
   for (const Rope& rope : config.ropes) {
     sizes.rope_tables += 2 * floats(rows, static_cast<int64_t>(rope.inv_freq.size()));
   }
+  if (!options.deterministic) sizes.gate_up = floats(rows, 2 * config.intermediate_size);
   return sizes;
 }
 
@@ -117,8 +118,24 @@ DeviceMemory upload(const std::vector<float>& values, Stream stream) {
   return memory;
 }
 
-std::string describe(const api::DeviceInfo& info) {
-  return concat(api::device_kind(), " (", info.name, ", sm_", info.major, info.minor, ")");
+std::string describe(const api::DeviceInfo& info, bool deterministic) {
+  return concat(api::device_kind(), " (", info.name, ", sm_", info.major, info.minor, ")",
+                deterministic ? "" : ", not deterministic");
+}
+
+bool is_plain(const Linear& linear) {
+  return view_of(*linear.weight).format == WeightFormat::kPlain;
+}
+
+// Into how many runs of K the products of `parts`, side by side, are cut. Those of plain weights
+// are whole, and have one number of partial sums with what stands beside them.
+int splits_of(std::span<const Linear* const> parts) {
+  int64_t outputs = 0;
+  for (const Linear* part : parts) {
+    if (is_plain(*part)) return 1;
+    outputs += part->weight->rows();
+  }
+  return linear_splits(outputs, parts[0]->weight->cols());
 }
 
 bool uses_penalties(const SamplingRows& rows, size_t r) {
@@ -160,11 +177,13 @@ CudaBackend::CudaBackend(int device, const BackendOptions& options)
     : device_((api::set_device(device), device)),
       options_(options),
       half_(options.compute == ComputeType::kFloat16 ? HalfType::kF16 : HalfType::kBF16),
-      description_(describe(api::device_info(device))),
+      description_(describe(api::device_info(device), options.deterministic)),
       head_rows_(head_rows(options)),
       stream_(api::create_stream()),
       uploader_(std::make_unique<WeightUploader>(ThreadPool::process_pool(options.threads),
-                                                 options.threads)) {}
+                                                 options.threads)) {
+  if (!options.deterministic) gemm_ = make_gemm();
+}
 
 CudaBackend::~CudaBackend() {
   try {
@@ -182,12 +201,14 @@ size_t CudaBackend::workspace_bytes(const ModelConfig& config, const BackendOpti
                         static_cast<size_t>(config.max_position / options.block_size + 1) *
                         sizeof(int32_t);
   const size_t counts = floats(options.max_num_seqs, config.vocab_size);
-  return sizes_of(config, options).sum() + activations + 2 * tables + counts + kRecordedSteps;
+  const size_t library = options.deterministic ? 0 : Gemm::kWorkspaceBytes;
+  return sizes_of(config, options).sum() + activations + 2 * tables + counts + kRecordedSteps +
+         library;
 }
 
 // ---------------------------------------------------------------------------------- weights
 std::unique_ptr<Weight> CudaBackend::load_matrix(const WeightSource& source) {
-  return cuda::load_matrix(source, half_, *uploader_);
+  return cuda::load_matrix(source, half_, *uploader_, !options_.deterministic);
 }
 
 std::unique_ptr<Weight> CudaBackend::load_vector(const WeightSource& source) {
@@ -223,6 +244,7 @@ DType CudaBackend::allocate_cache(const ModelConfig& config, bool) {
   api::fill(attention_workspace_.data(), 0, sizes.attention, stream_.get());
   sampling_workspace_ = DeviceMemory(sizes.sampling);
   rope_tables_ = DeviceMemory(sizes.rope_tables);
+  gate_up_ = DeviceMemory(sizes.gate_up);
   max_items_ = max_decode_items(config, options_);
   tile_tokens_ = prefill_tile_tokens(config.num_heads, config.num_kv_heads, config.head_dim);
 
@@ -569,7 +591,8 @@ void CudaBackend::add_norm(const Buffer& x, const Weight& norm) {
   pending_ = {};
 }
 
-// y = the products of `parts`, side by side; neighbours of one format in one launch.
+// y = the products of `parts`, side by side; neighbours of one format in one launch. `k_splits`:
+// splits_of(parts), or 1.
 void CudaBackend::project(std::span<const Linear* const> parts, const Input& in, int k_splits,
                           float* y, int64_t y_stride) const {
   LinearArgs args{.half = half_,
@@ -589,16 +612,39 @@ void CudaBackend::project(std::span<const Linear* const> parts, const Input& in,
     column += weight.rows;
     const bool last = i + 1 == parts.size();
     if (!last && view_of(*parts[i + 1]->weight).format == weight.format) continue;
-    cuda::linear(args, stream_.get());
+    if (weight.format != WeightFormat::kPlain) {
+      cuda::linear(args, stream_.get());
+    } else if (in.rows <= kGemvRows) {
+      gemv(args, stream_.get());
+    } else {
+      product_of_library(args);
+    }
     args.num_segments = 0;
+  }
+}
+
+void CudaBackend::product_of_library(const LinearArgs& args) const {
+  for (int s = 0; s < args.num_segments; ++s) {
+    const LinearSegment& segment = args.segments[s];
+    gemm_->run({.half = half_,
+                .x = args.x,
+                .x_stride = args.x_stride,
+                .weight = segment.weight.codes,
+                .bias = segment.bias,
+                .y = args.y + segment.column,
+                .y_stride = args.y_stride,
+                .rows = args.rows,
+                .outputs = segment.weight.rows,
+                .cols = segment.weight.cols},
+               stream_.get());
   }
 }
 
 // The product is left in partials_, for the next norm to add to the residual stream.
 void CudaBackend::project_into_pending(const Linear& linear, const Input& in) {
   const int64_t hidden = config_.hidden_size;
-  const int splits = linear_splits(hidden, view_of(*linear.weight).cols);
   const std::array parts{&linear};
+  const int splits = splits_of(parts);
   project(parts, in, splits, partials_.data<float>(), hidden);
   pending_ = {partials_.data<float>(), linear_partials(in.rows, splits), in.rows * hidden};
 }
@@ -606,12 +652,10 @@ void CudaBackend::project_into_pending(const Linear& linear, const Input& in) {
 void CudaBackend::norm_qkv(const NormQkvArgs& args) {
   add_norm(args.x, args.norm);
   const std::array parts{&args.q, &args.k, &args.v};
-  project(parts, {normed_.data(), config_.hidden_size, form_.tokens}, qkv_splits(),
+  const int splits = splits_of(parts);
+  project(parts, {normed_.data(), config_.hidden_size, form_.tokens}, splits,
           data_of<float>(args.qkv), config_.qkv_size());
-}
-
-int CudaBackend::qkv_splits() const {
-  return linear_splits(config_.qkv_size(), config_.hidden_size);
+  qkv_partials_ = linear_partials(form_.tokens, splits);
 }
 
 KvCacheView CudaBackend::cache_view(int layer) const {
@@ -630,7 +674,7 @@ void CudaBackend::qk_norm_rope_cache(const rapshee::AttentionArgs& args) {
   const RopeMemory& rope = ropes_[static_cast<size_t>(layer.rope)];
   cuda::qk_norm_rope_cache({.half = half_,
                             .qkv = data_of<float>(args.qkv),
-                            .splits = linear_partials(form_.tokens, qkv_splits()),
+                            .splits = qkv_partials_,
                             .split_stride = form_.tokens * config_.qkv_size(),
                             .q_norm = vector_of(args.q_norm),
                             .k_norm = vector_of(args.k_norm),
@@ -680,18 +724,19 @@ void CudaBackend::norm_gated_mlp(const GatedMlpArgs& args) {
   const int rows = form_.tokens;
   const int64_t inner = config_.intermediate_size;
   const WeightView &gate = view_of(*args.gate.weight), &up = view_of(*args.up.weight);
-  if (gate.format == up.format) {
-    gated_linear({.half = half_,
-                  .x = normed_.data(),
-                  .x_stride = config_.hidden_size,
-                  .rows = rows,
-                  .gate = gate,
-                  .up = up,
-                  .gate_bias = vector_of(args.gate.bias),
-                  .up_bias = vector_of(args.up.bias),
-                  .out = hidden_.data(),
-                  .out_stride = inner},
-                 stream_.get());
+  const bool plain = gate.format == WeightFormat::kPlain;
+  if (gate.format == up.format && (!plain || rows <= kGemvRows)) {
+    const GatedLinearArgs gated{.half = half_,
+                                .x = normed_.data(),
+                                .x_stride = config_.hidden_size,
+                                .rows = rows,
+                                .gate = gate,
+                                .up = up,
+                                .gate_bias = vector_of(args.gate.bias),
+                                .up_bias = vector_of(args.up.bias),
+                                .out = hidden_.data(),
+                                .out_stride = inner};
+    plain ? gated_gemv(gated, stream_.get()) : gated_linear(gated, stream_.get());
   } else {
     if (gate_up_.size() == 0) gate_up_ = DeviceMemory(floats(buffer_rows(options_), 2 * inner));
     const std::array parts{&args.gate, &args.up};

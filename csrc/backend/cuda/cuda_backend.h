@@ -15,6 +15,7 @@
 #include "backend/cuda/attention_plan.h"
 #include "backend/cuda/cuda_api.h"
 #include "backend/cuda/cuda_weights.h"
+#include "backend/cuda/gemm.h"
 #include "backend/cuda/graph_cache.h"
 #include "backend/cuda/kernels/launchers.h"
 #include "backend/cuda/step_memory.h"
@@ -31,9 +32,11 @@ struct WorkspaceSizes {
   size_t attention = 0;
   size_t sampling = 0;
   size_t rope_tables = 0;
+  size_t gate_up = 0;  // float, products of the MLP that the library leaves
 
   size_t sum() const {
-    return normed + queries + hidden + partials + logits + attention + sampling + rope_tables;
+    return normed + queries + hidden + partials + logits + attention + sampling + rope_tables +
+           gate_up;
   }
 };
 
@@ -147,7 +150,7 @@ class CudaBackend final : public Backend {
   void project(std::span<const Linear* const> parts, const Input& in, int k_splits, float* y,
                int64_t y_stride) const;
   void project_into_pending(const Linear& linear, const Input& in);
-  int qkv_splits() const;
+  void product_of_library(const LinearArgs& args) const;
   KvCacheView cache_view(int layer) const;
   int padded_count(int first, int count) const;
   int64_t mask_words() const { return (config_.vocab_size + 31) / 32; }
@@ -163,7 +166,7 @@ class CudaBackend final : public Backend {
   ModelConfig config_;
   DeviceMemory cache_;
   DeviceMemory normed_, queries_, hidden_, partials_, logits_;
-  DeviceMemory gate_up_;  // from the first layer on whose gate and up differ in format
+  DeviceMemory gate_up_;  // at the latest from the first layer on whose gate and up differ
   DeviceMemory counts_;   // [max_num_seqs, vocab], from the first use of penalties on
   DeviceMemory attention_workspace_, sampling_workspace_, rope_tables_;
   std::vector<RopeMemory> ropes_;
@@ -171,6 +174,7 @@ class CudaBackend final : public Backend {
   std::vector<size_t> window_of_layer_;
   int max_items_ = 0;
   int tile_tokens_ = 0;
+  std::unique_ptr<Gemm> gemm_;  // unless the backend is deterministic
 
   std::array<StepSet, kStepSets> sets_;
   StepMemory arrays_, tables_, tiles_, bias_ids_, bias_values_, masks_, states_, results_;
@@ -184,6 +188,7 @@ class CudaBackend final : public Backend {
   StepArrays on_device_;
   const int32_t* samples_ = nullptr;  // token ids of the step before
   PendingSum pending_;
+  int qkv_partials_ = 1;  // that the last norm_qkv left
   bool masked_ = false;
   int num_decodes_ = 0;  // sequences that decode attention takes
   std::vector<int32_t> prefill_tiles_, lengths_, starts_, mask_index_;

@@ -124,6 +124,7 @@ class Runner:
                 max_num_tokens=config.max_num_batched_tokens,
                 max_num_seqs=config.max_num_seqs,
                 threads=config.threads or _core.usable_cores(),
+                deterministic=config.deterministic,
                 progress=lambda done, total: _advance(bar, done, total),
             )
 
@@ -254,6 +255,7 @@ def _num_blocks(
         max_num_tokens=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
         block_size=block_size,
+        deterministic=config.deterministic,
     )
     free = max(0, _core.available_memory(device) - checkpoint.weight_bytes - workspace)
     max_model_len = config.max_model_len or checkpoint.config.max_position
