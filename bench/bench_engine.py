@@ -146,7 +146,7 @@ class Bench:
         self.limits = limits
         self.sizes = SMALL if options.small else Sizes()
         folder = config_folder(options.config)
-        self.name = folder.name
+        self.name = folder.name + (", not deterministic" if options.no_deterministic else "")
         self.checkpoint: Checkpoint = load_checkpoint(str(folder), "dummy")
         self.options: dict[str, Any] = {
             "model": str(folder),
@@ -161,6 +161,7 @@ class Bench:
             # The same tokens come again and again, and each time they are to be computed.
             "enable_prefix_caching": False,
             "async_scheduling": True,
+            "deterministic": not options.no_deterministic,
         }
         if options.kv_cache_memory is not None:
             self.options["kv_cache_memory_bytes"] = options.kv_cache_memory
@@ -420,6 +421,9 @@ def main() -> int:
     parser.add_argument("--config", default="qwen3-0.6b", metavar="NAME|FOLDER")
     parser.add_argument(
         "--case", action="append", choices=CASES, help="may be repeated; default: all"
+    )
+    parser.add_argument(
+        "--no-deterministic", action="store_true", help="with the engine's deterministic=False"
     )
     parser.add_argument("--kv-cache-memory", type=int, metavar="BYTES", help="of the KV cache")
     parser.add_argument("--ceilings", type=Path, metavar="FILE", help="of measure_ceilings.py")

@@ -8,6 +8,7 @@ file(GLOB RAPSHEE_CUDA_KERNELS CONFIGURE_DEPENDS
   RELATIVE "${CMAKE_CURRENT_SOURCE_DIR}" csrc/backend/cuda/kernels/*.cu)
 set(RAPSHEE_CUDA_HOST
   csrc/backend/cuda/cuda_backend.cpp
+  csrc/backend/cuda/cuda_backend_step.cpp
   csrc/backend/cuda/cuda_weights.cpp
 )
 # cp.async and mma of bf16 came with 8.0; its code also runs, compiled by the driver, on devices
