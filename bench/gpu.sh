@@ -133,9 +133,10 @@ kernels() {
 
 engine() {
   local config case
-  local -A limits=([qwen3-0.6b decode]=70 [qwen3-0.6b prefill]=40 [qwen3-0.6b workload]=55
-    [qwen3-0.6b startup]=40 [llama-3.1-8b decode]=90 [llama-3.1-8b prefill]=60
-    [llama-3.1-8b workload]=100 [llama-3.1-8b startup]=60)
+  local -A limits=([qwen3-0.6b decode]=60 [qwen3-0.6b prefill]=35 [qwen3-0.6b workload]=50
+    [qwen3-0.6b startup]=35 [qwen3-0.6b both]=50
+    [llama-3.1-8b decode]=90 [llama-3.1-8b prefill]=50 [llama-3.1-8b workload]=100
+    [llama-3.1-8b startup]=50 [llama-3.1-8b both]=75)
   need_ceilings
   for config in "${CONFIGS[@]}"; do
     for case in decode prefill workload startup; do
@@ -144,7 +145,7 @@ engine() {
         --json "$OUT/engine.jsonl" --ceilings "$OUT/ceilings.jsonl"
     done
     # What determinism costs.
-    SHOW=all step 100 "engine $config, not deterministic" "$PYTHON" bench/bench_engine.py \
+    SHOW=all step "${limits[$config both]}" "engine $config, not deterministic" "$PYTHON" bench/bench_engine.py \
       --device cuda --config "$config" --no-deterministic --case decode --case prefill \
       --json "$OUT/engine.jsonl" --ceilings "$OUT/ceilings.jsonl"
   done
