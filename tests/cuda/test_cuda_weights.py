@@ -6,11 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference.cuda_weights import CHUNK_COLS, pack
 from reference.linear import Blocks
 from reference.quant import decode, encode, round_trip
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 FORMATS = {"f32": "half", "f16": "half", "bf16": "half", "q8_0": "q8", "q4_0": "q4z", "q4_1": "q4m"}
 HALVES = ["bf16", "f16"]

@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference.cuda_weights import PackedWeight, random_weight, unpack
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 FORMATS = [("half", "bf16"), ("half", "f16"), ("q8", "bf16"), ("q4z", "bf16"), ("q4m", "bf16")]
 

@@ -6,10 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference.cuda_weights import CHUNK_COLS, PackedWeight, num_scales, pack, unpack
 from reference.quant import round_trip
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 SEED = 0x9E3779B97F4A7C15  # large: sums of the generator wrap
 SHAPES = [(1, 8), (7, 64), (8, 128), (9, 136), (17, 40), (16, 1024)]

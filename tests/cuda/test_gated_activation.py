@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference.norm import silu_mul
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 HALF_UNIT = {"bf16": 2.0**-8, "f16": 2.0**-11}  # of 8 and 11 bits
 # Of floats: the exponent's relative error is an absolute one of its argument, at most twice 100.

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference.quant import encode, round_trip
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 ROUNDING = 2.0**-24
 LANES = 32

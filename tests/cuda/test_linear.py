@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference.linear import Blocks
 from reference.quant import encode, round_trip
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 # An mma adds sixteen products to a sum: 17 numbers, each cut off below 2^-23 of the largest, which
 # is at most the sum of magnitudes so far. Scales and minimums round twice for two such steps, a

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference.attention import attention
 from reference.quant import round_trip
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 # Weights are rounded to halves, by 2^-8 (f16: 2^-11) of their size at most (some up, their sum
 # down), then the output. A tenth more for the float errors of scores, which exp makes relative.

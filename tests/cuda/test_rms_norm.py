@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference.norm import rms_norm
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 # One rounding to halves; of floats the mean's (a few units, as its sum is a tree) and two products.
 HALF_UNIT = {"bf16": 2.0**-8, "f16": 2.0**-11}  # of 8 and 11 bits

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference.quant import round_trip
 from reference.rope import rotate
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 # One rounding to halves, and some of floats before it: of 2^-24 each, a few of the sum of splits
 # and the mean, two of a rotation, relative to the larger of a pair.

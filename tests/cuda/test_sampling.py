@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from rapshee_engine import _cuda_ops as cuda_ops
 from reference import sampling as oracle
 from reference.sampling import RowOptions
-
-cuda_ops = pytest.importorskip("rapshee_engine._cuda_ops")
 
 CHUNK = 512  # tokens whose statistics a warp takes
 LIST = 2048  # candidates that shared memory holds
