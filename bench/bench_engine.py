@@ -418,12 +418,19 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto", help="as of the engine (%(default)s)")
-    parser.add_argument("--config", default="qwen3-0.6b", metavar="NAME|FOLDER")
+    parser.add_argument(
+        "--config",
+        default="qwen3-0.6b",
+        metavar="NAME|FOLDER",
+        help="of bench/configs, or a folder with a config.json (%(default)s)",
+    )
     parser.add_argument(
         "--case", action="append", choices=CASES, help="may be repeated; default: all"
     )
     parser.add_argument(
-        "--no-deterministic", action="store_true", help="with the engine's deterministic=False"
+        "--no-deterministic",
+        action="store_true",
+        help="with the engine's deterministic=False (CUDA)",
     )
     parser.add_argument("--kv-cache-memory", type=int, metavar="BYTES", help="of the KV cache")
     parser.add_argument("--ceilings", type=Path, metavar="FILE", help="of measure_ceilings.py")

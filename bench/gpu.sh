@@ -165,6 +165,8 @@ parts=("$@")
 for part in "${parts[@]}"; do
   if [[ " ${ALL_PARTS[*]} " != *" $part "* ]]; then
     usage
+    [[ $part == --help || $part == -h ]] && exit 0
+    printf '\nunknown part: %s\n' "$part" >&2
     exit 2
   fi
 done

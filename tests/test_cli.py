@@ -321,7 +321,7 @@ def test_generate_continues_raw_text_from_standard_input(
     (engine,) = engines
     assert (engine.config.model, engine.config.threads) == (model, 1)
     assert engine.asked[0][0] == "Once upon"
-    assert engine.asked[0][1].max_tokens is None
+    assert engine.asked[0][1].max_tokens == 512
 
 
 def test_generate_without_a_template_continues_the_text(

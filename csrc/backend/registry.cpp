@@ -31,8 +31,10 @@ class Device {
 class CpuDevice final : public Device {
  public:
   std::unique_ptr<Backend> make_backend(const BackendOptions& options) const override {
-    RAPSHEE_CHECK(options.deterministic, "deterministic: got False, expected True on cpu, which ",
-                  "has no faster way");
+    if (!options.deterministic) {
+      throw DeviceError(
+          "deterministic=False (--no-deterministic) needs a CUDA device; leave it out");
+    }
     return std::make_unique<cpu::CpuBackend>(options);
   }
   int default_block_size() const override { return cpu::kLanes; }
@@ -93,7 +95,10 @@ std::unique_ptr<Device> find_cuda(const std::string& name) {
 std::string why_missing(const std::string& name) {
   if (name.rfind("cuda", 0) != 0) return "";
   const CudaInfo cuda = cuda_info();
-  if (!cuda.built) return " (this build has no CUDA backend)";
+  if (!cuda.built) {
+    return " (this build has no CUDA backend: pip install . -C cmake.define.RAPSHEE_CUDA=ON, with "
+           "CUDA 13)";
+  }
   return cuda.unavailable.empty() ? "" : " (" + cuda.unavailable + ")";
 }
 

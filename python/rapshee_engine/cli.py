@@ -230,7 +230,11 @@ def _add_generate(commands: Any) -> None:
         "--model", metavar="PATH", help=f"GGUF file or folder (default: {DEFAULT_MODEL.name})"
     )
     command.add_argument(
-        "--max-tokens", type=int, metavar="N", help="stop after so many (default: end of context)"
+        "--max-tokens",
+        type=int,
+        default=512,
+        metavar="N",
+        help="stop after so many at the latest (%(default)s)",
     )
     command.add_argument("--temperature", type=float, default=1.0, help="0: greedy (%(default)s)")
     command.add_argument("--seed", type=int, help="equal seeds give equal text (default: random)")

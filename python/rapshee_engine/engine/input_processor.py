@@ -84,7 +84,9 @@ class InputProcessor:
             prompt = prompt["prompt"]
         if not isinstance(prompt, str):
             raise InvalidRequestError(
-                f"a prompt must be text or token ids, got {type(prompt).__name__}", param="prompt"
+                "a prompt must be a string or {'prompt_token_ids': [int, ...]}, got "
+                f"{type(prompt).__name__}",
+                param="prompt",
             )
         reject_lone_surrogates(prompt, "prompt")
         token_ids = self.tokenizer.encode(prompt)

@@ -110,9 +110,8 @@ def load_checkpoint(path: str | Path, load_format: str = "auto") -> Checkpoint:
             raise ConfigError(f"model path {str(path)!r} is not a file, as GGUF needs")
         return _load_gguf(path)
     if not (path / _CONFIG).is_file():
-        raise ConfigError(
-            f"model path {str(path)!r} must be a GGUF file or a folder with {_CONFIG}"
-        )
+        wanted = "a GGUF file or " if load_format == "auto" else ""
+        raise ConfigError(f"model path {str(path)!r} must be {wanted}a folder with {_CONFIG}")
     return _load_dummy(path) if load_format == "dummy" else _load_safetensors(path)
 
 
