@@ -171,7 +171,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="is not a file, as GGUF needs"):
         load_checkpoint(tmp_path, "gguf")
-    with pytest.raises(ConfigError, match=r"a GGUF file or a folder with config\.json"):
+    with pytest.raises(ConfigError, match=r"must be a folder with config\.json"):
         load_checkpoint(gguf_file(tmp_path), "safetensors")
     with pytest.raises(ConfigError, match="load_format must be one of auto, gguf"):
         load_checkpoint(tmp_path, "pickle")
