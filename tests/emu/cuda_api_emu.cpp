@@ -399,8 +399,7 @@ std::string unavailable_reason() { return ""; }
 
 DeviceInfo device_info(int index) {
   set_device(index);
-  constexpr int kSms = 4, kThreadsPerSm = 2048;
-  return {"emulated", 9, 0, kSms, device().total, emu::kMaxSharedBytes, kThreadsPerSm};
+  return {"emulated", 9, 0, device().total};
 }
 
 void set_device(int index) {

@@ -33,10 +33,7 @@ std::string unavailable_reason();
 struct DeviceInfo {
   std::string name;
   int major = 0, minor = 0;  // compute capability
-  int num_sms = 0;
-  size_t total_memory = 0;          // bytes
-  size_t max_shared_per_block = 0;  // bytes, after opting in
-  int max_threads_per_sm = 0;
+  size_t total_memory = 0;   // bytes
 };
 DeviceInfo device_info(int device);
 // Of the calling thread, for all calls below.

@@ -127,13 +127,7 @@ DeviceInfo device_info(int device) {
   check_index(device);
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, device), "properties of the device");
-  return {properties.name,
-          properties.major,
-          properties.minor,
-          properties.multiProcessorCount,
-          properties.totalGlobalMem,
-          properties.sharedMemPerBlockOptin,
-          properties.maxThreadsPerMultiProcessor};
+  return {properties.name, properties.major, properties.minor, properties.totalGlobalMem};
 }
 
 void set_device(int device) {

@@ -1,7 +1,6 @@
 // Recorded steps, by their form.
 #pragma once
 
-#include <array>
 #include <map>
 #include <utility>
 
@@ -22,7 +21,7 @@ constexpr int padded_rows(int rows) {
 }
 
 // Columns of the listed log-probabilities, in as few widths as requests commonly ask for.
-// 0: no recording.
+// -1: no recording.
 constexpr int padded_width(int width) {
   for (const int padded : {0, 1, 5, 20}) {
     if (width <= padded) return padded;
@@ -67,7 +66,6 @@ class GraphCache {
 
   // Memory has moved: what was recorded is void.
   void clear() { entries_.clear(); }
-  size_t size() const { return entries_.size(); }
 
  private:
   static constexpr size_t kMost = 256;  // of some hundred kilobytes each

@@ -9,7 +9,7 @@
 #include "bindings/array_args.h"
 #include "bindings/cuda/cuda_bindings.h"
 #include "bindings/cuda/device_array.h"
-#include "core/dtype.h"
+#include "bindings/cuda/device_weight.h"
 
 namespace rapshee::bindings {
 namespace {
@@ -44,12 +44,10 @@ class PagedCache {
  public:
   PagedCache(int num_blocks, int block_size, int num_kv_heads, int head_dim,
              const std::string& half)
-      : num_blocks_(num_blocks) {
-    RAPSHEE_CHECK(half == "bf16" || half == "f16", "half: got '", half, "', expected bf16 or f16");
+      : half_(half_arg(half)), num_blocks_(num_blocks) {
     RAPSHEE_CHECK(num_blocks > 0 && block_size > 0 && num_kv_heads > 0 && head_dim > 0,
                   "sizes of the cache: got ", num_blocks, " x ", block_size, " x ", num_kv_heads,
                   " x ", head_dim, ", expected all above 0");
-    half_ = half == "bf16" ? cuda::HalfType::kBF16 : cuda::HalfType::kF16;
     const int64_t block = int64_t{block_size} * num_kv_heads * head_dim;
     const size_t bytes = static_cast<size_t>(num_blocks * block) * sizeof(uint16_t);
     k_ = DeviceMemory(bytes);
@@ -218,23 +216,8 @@ class PagedCache {
     return stream_.upload(values.data(), values.size());
   }
 
-  DeviceMemory upload_halves(const FloatArray& values) const {
-    std::vector<uint16_t> halves;
-    for (float x : span_of(values)) {
-      halves.push_back(half_ == cuda::HalfType::kBF16 ? f32_to_bf16(x) : f32_to_f16(x));
-    }
-    return upload(halves);
-  }
-
   FloatArray download(const DeviceMemory& memory, std::vector<py::ssize_t> shape) const {
-    FloatArray values(std::move(shape));
-    const auto count = static_cast<size_t>(values.size());
-    std::vector<uint16_t> halves(count);
-    stream_.download(memory, halves.data(), count);
-    std::transform(halves.begin(), halves.end(), values.mutable_data(), [&](uint16_t x) {
-      return half_ == cuda::HalfType::kBF16 ? bf16_to_f32(x) : f16_to_f32(x);
-    });
-    return values;
+    return download_halves(stream_, memory, half_, std::move(shape));
   }
 
   void check_tables(const IntArray& tables, const std::vector<int32_t>& starts,
@@ -272,7 +255,7 @@ class PagedCache {
         "q: got [", q.shape(0), ", ", q.shape(1), ", ", q.shape(2), "], expected [",
         positions.size(), ", heads, ", view_.head_dim, "]");
     check_tables(tables, starts, positions, seq_lens);
-    const DeviceMemory q_on = upload_halves(q), tables_on = stream_.upload(tables);
+    const DeviceMemory q_on = upload_halves(stream_, q, half_), tables_on = stream_.upload(tables);
     const DeviceMemory starts_on = upload(starts), positions_on = upload(positions);
     const DeviceMemory seq_lens_on = upload(seq_lens);
     const DeviceMemory stride_on = upload<int32_t>({static_cast<int32_t>(tables.shape(1))});
