@@ -115,30 +115,34 @@ struct Linear {
 };
 
 struct NormQkvArgs {
-  const Buffer& x;     // [T, hidden] residual stream
-  const Weight& norm;  // [hidden]
+  const Buffer& x;               // [T, hidden] residual stream
+  const Weight* norm = nullptr;  // [hidden] or null: x is projected as it is
   Linear q, k, v;
   Buffer& qkv;  // [T, q_size + 2 * kv_size]
 };
 
 struct AttentionArgs {
   int layer = 0;
-  Buffer& qkv;                     // normalised and rotated in place by qk_norm_rope_cache
-  Buffer& out;                     // [T, q_size]
-  const Weight* q_norm = nullptr;  // [head_dim] or null: RMSNorm of each head before its rotation
+  Buffer& qkv;  // normalised and rotated in place by qk_norm_rope_cache
+  Buffer& out;  // [T, q_size]
+  // RMSNorm before the rotation: [head_dim] of each head, or of a whole row [q_size] and [kv_size],
+  // as ModelConfig::qk_norm says; or null.
+  const Weight* q_norm = nullptr;
   const Weight* k_norm = nullptr;
 };
 
 struct OutProjArgs {
   const Buffer& attention;  // [T, q_size]
   Linear out;
-  Buffer& x;  // [T, hidden]; the result is added
+  const Weight* post_norm = nullptr;  // [hidden] or null: RMSNorm of the result
+  Buffer& x;                          // [T, hidden]; the result, times residual_scale, is added
 };
 
 struct GatedMlpArgs {
-  const Weight& norm;  // [hidden]
+  const Weight* norm = nullptr;  // [hidden] or null: x is projected as it is
   Linear gate, up, down;
-  Buffer& x;  // [T, hidden]; read, then the result is added
+  const Weight* post_norm = nullptr;  // [hidden] or null: RMSNorm of the result
+  Buffer& x;  // [T, hidden]; read, then the result, times residual_scale, is added
 };
 
 struct HeadArgs {

@@ -15,6 +15,14 @@ void check_range(const char* field, int64_t value, int64_t most) {
   RAPSHEE_CHECK(value >= 1 && value <= most, field, ": got ", value, ", expected 1 to ", most);
 }
 
+void check_factor(const char* field, float value) {
+  RAPSHEE_CHECK(std::isfinite(value) && value > 0, field, ": got ", value, ", expected above 0");
+}
+
+void check_cap(const char* field, float value) {
+  RAPSHEE_CHECK(std::isfinite(value) && value >= 0, field, ": got ", value, ", expected 0 or more");
+}
+
 void check_rope(const Rope& rope, int head_dim) {
   RAPSHEE_CHECK(2 * rope.inv_freq.size() <= static_cast<size_t>(head_dim), "inv_freq: got ",
                 rope.inv_freq.size(), " frequencies, head_dim is ", head_dim);
@@ -39,9 +47,14 @@ void ModelConfig::validate() const {
   RAPSHEE_CHECK(std::isfinite(rms_norm_eps) && rms_norm_eps >= 0, "rms_norm_eps: got ",
                 rms_norm_eps);
   RAPSHEE_CHECK(std::isfinite(query_scale) && query_scale > 0, "query_scale: got ", query_scale);
+  check_factor("embed_scale", embed_scale);
+  check_factor("residual_scale", residual_scale);
+  check_factor("logit_scale", logit_scale);
+  check_cap("attn_softcap", attn_softcap);
+  check_cap("final_softcap", final_softcap);
   for (const Rope& rope : ropes) check_rope(rope, head_dim);
   for (const LayerConfig& layer : layers) {
-    RAPSHEE_CHECK(layer.rope >= 0 && layer.rope < static_cast<int>(ropes.size()),
+    RAPSHEE_CHECK(layer.rope >= -1 && layer.rope < static_cast<int>(ropes.size()),
                   "layer rope: got ", layer.rope, ", there are ", ropes.size());
     RAPSHEE_CHECK(layer.window >= 0, "layer window: got ", layer.window);
   }

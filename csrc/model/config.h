@@ -6,7 +6,10 @@
 
 namespace rapshee {
 
-enum class Activation : uint8_t { kSilu };
+enum class Activation : uint8_t { kSilu, kGeluTanh };
+
+// RMSNorm of queries and keys before their rotation: of each head alone, or of a whole row.
+enum class QkNorm : uint8_t { kNone, kHead, kRow };
 
 // One rotary embedding. The first 2 * inv_freq.size() dimensions of a head are rotated, in halves
 // (dimension i with i + inv_freq.size()); cos and sin are multiplied by attention_factor.
@@ -17,7 +20,7 @@ struct Rope {
 
 // What may differ from layer to layer.
 struct LayerConfig {
-  int rope = 0;    // index into ModelConfig::ropes
+  int rope = 0;    // index into ModelConfig::ropes; -1: no rotation
   int window = 0;  // sliding window in tokens, the query's own included; 0: everything is seen
 };
 
@@ -30,13 +33,21 @@ struct ModelConfig {
   int head_dim = 0;
   int64_t max_position = 0;
   float rms_norm_eps = 0.0f;
-  float query_scale = 0.0f;  // factor on q . k before the softmax
+  float query_scale = 0.0f;     // factor on q . k before the softmax
+  float attn_softcap = 0.0f;    // scores become cap * tanh(score / cap); 0: they stay
+  float embed_scale = 1.0f;     // factor on embedded tokens
+  float residual_scale = 1.0f;  // factor on what attention and the MLP add
+  float logit_scale = 1.0f;     // factor on logits,
+  float final_softcap = 0.0f;   // which then become cap * tanh(logit / cap); 0: they stay
   Activation activation = Activation::kSilu;
   bool tie_embeddings = false;
   bool qkv_bias = false;
   bool out_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;         // RMSNorm of each query and key head before its rotation
+  bool pre_norm = true;             // RMSNorm of what attention and the MLP read
+  bool post_norm = false;           // RMSNorm of what they add to the residual stream
+  bool norm_zero_centered = false;  // norm weights are stored less 1; undone when they are read
+  QkNorm qk_norm = QkNorm::kNone;
   bool interleaved_qk = false;  // Q and K rows are stored pairwise, as in llama files of GGUF
   std::vector<Rope> ropes;
   std::vector<LayerConfig> layers;
@@ -46,6 +57,9 @@ struct ModelConfig {
   int64_t q_size() const { return int64_t{num_heads} * head_dim; }
   int64_t kv_size() const { return int64_t{num_kv_heads} * head_dim; }
   int64_t qkv_size() const { return q_size() + 2 * kv_size(); }
+  // Weights of the norms of queries and of keys.
+  int64_t q_norm_size() const { return qk_norm == QkNorm::kRow ? q_size() : head_dim; }
+  int64_t k_norm_size() const { return qk_norm == QkNorm::kRow ? kv_size() : head_dim; }
 
   // Throws InvalidArgument naming the field that cannot be served.
   void validate() const;

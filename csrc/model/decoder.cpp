@@ -18,11 +18,11 @@ void Decoder::forward() {
 void Decoder::layer(int index) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(index)];
   const AttentionArgs attention{index, *qkv_, *attention_, w.q_norm.get(), w.k_norm.get()};
-  backend_.norm_qkv({*x_, *w.attn_norm, w.q, w.k, w.v, *qkv_});
+  backend_.norm_qkv({*x_, w.attn_norm.get(), w.q, w.k, w.v, *qkv_});
   backend_.qk_norm_rope_cache(attention);
   backend_.paged_attention(attention);
-  backend_.out_proj({*attention_, w.out, *x_});
-  backend_.norm_gated_mlp({*w.mlp_norm, w.gate, w.up, w.down, *x_});
+  backend_.out_proj({*attention_, w.out, w.attn_post_norm.get(), *x_});
+  backend_.norm_gated_mlp({w.mlp_norm.get(), w.gate, w.up, w.down, w.mlp_post_norm.get(), *x_});
 }
 
 }  // namespace rapshee

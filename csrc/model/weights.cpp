@@ -11,6 +11,7 @@
 #include "core/file_reader.h"
 #include "core/hash.h"
 #include "model/random_weights.h"
+#include "quant/formats.h"
 
 namespace rapshee {
 namespace {
@@ -46,23 +47,25 @@ class Loader {
     for (int i = 0; i < config_.num_layers(); ++i) {
       const std::string at = "layers." + std::to_string(i) + ".";
       LayerWeights& layer = w.layers.emplace_back();
-      layer.attn_norm = vector(at + "attn_norm.weight", hidden);
+      if (config_.pre_norm) layer.attn_norm = norm(at + "attn_norm", hidden);
       layer.q =
           linear(at + "q", config_.q_size(), hidden, config_.qkv_bias, config_.interleaved_qk);
       layer.k =
           linear(at + "k", config_.kv_size(), hidden, config_.qkv_bias, config_.interleaved_qk);
       layer.v = linear(at + "v", config_.kv_size(), hidden, config_.qkv_bias);
-      if (config_.qk_norm) {
-        layer.q_norm = vector(at + "q_norm.weight", config_.head_dim);
-        layer.k_norm = vector(at + "k_norm.weight", config_.head_dim);
+      if (config_.qk_norm != QkNorm::kNone) {
+        layer.q_norm = norm(at + "q_norm", config_.q_norm_size());
+        layer.k_norm = norm(at + "k_norm", config_.k_norm_size());
       }
       layer.out = linear(at + "o", hidden, config_.q_size(), config_.out_bias);
-      layer.mlp_norm = vector(at + "mlp_norm.weight", hidden);
+      if (config_.post_norm) layer.attn_post_norm = norm(at + "attn_post_norm", hidden);
+      if (config_.pre_norm) layer.mlp_norm = norm(at + "mlp_norm", hidden);
       layer.gate = linear(at + "gate", inner, hidden, config_.mlp_bias);
       layer.up = linear(at + "up", inner, hidden, config_.mlp_bias);
       layer.down = linear(at + "down", hidden, inner, config_.mlp_bias);
+      if (config_.post_norm) layer.mlp_post_norm = norm(at + "mlp_post_norm", hidden);
     }
-    w.final_norm = vector("final_norm.weight", hidden);
+    w.final_norm = norm("final_norm", hidden);
     if (!config_.tie_embeddings) w.untied_head = matrix("head.weight", config_.vocab_size, hidden);
     if (!entries_.empty()) {
       const TensorEntry& extra = *entries_.begin()->second;
@@ -88,6 +91,25 @@ class Loader {
     const TensorEntry entry = take(name, {rows, cols});
     all_f32_ = all_f32_ && entry.dtype == DType::kF32;
     return finish(entry, backend_.load_matrix(source(entry, rows, cols, interleaved)));
+  }
+
+  // Read as f32, so that the 1 which some families leave out is added without rounding.
+  std::unique_ptr<Weight> norm(const std::string& name, int64_t n) {
+    const TensorEntry entry = take(name + ".weight", {n});
+    WeightSource from = source(entry, 1, n, false);
+    if (config_.norm_zero_centered && !entry.file.empty()) {
+      from.dtype = DType::kF32;
+      from.read_rows = [read = from.read_rows, dtype = entry.dtype, n](int64_t, int64_t,
+                                                                       std::byte* dst) {
+        std::vector<std::byte> raw(static_cast<size_t>(row_bytes(dtype, n)));
+        std::vector<float> values(static_cast<size_t>(n));
+        read(0, 1, raw.data());
+        dequantize_row(dtype, raw.data(), values.data(), n);
+        for (float& value : values) value += 1.0f;
+        std::memcpy(dst, values.data(), values.size() * sizeof(float));
+      };
+    }
+    return finish(entry, backend_.load_vector(from));
   }
 
   std::unique_ptr<Weight> vector(const std::string& name, int64_t n, bool interleaved = false) {

@@ -28,13 +28,14 @@ struct LinearWeight {
 };
 
 struct LayerWeights {
-  std::unique_ptr<Weight> attn_norm, mlp_norm;  // [hidden]
-  std::unique_ptr<Weight> q_norm, k_norm;       // [head_dim] or null
-  LinearWeight q;                               // [q_size, hidden]
-  LinearWeight k, v;                            // [kv_size, hidden]
-  LinearWeight out;                             // [hidden, q_size]
-  LinearWeight gate, up;                        // [intermediate, hidden]
-  LinearWeight down;                            // [hidden, intermediate]
+  std::unique_ptr<Weight> attn_norm, mlp_norm;            // [hidden] or null
+  std::unique_ptr<Weight> attn_post_norm, mlp_post_norm;  // [hidden] or null
+  std::unique_ptr<Weight> q_norm, k_norm;                 // of a head or a row, or null
+  LinearWeight q;                                         // [q_size, hidden]
+  LinearWeight k, v;                                      // [kv_size, hidden]
+  LinearWeight out;                                       // [hidden, q_size]
+  LinearWeight gate, up;                                  // [intermediate, hidden]
+  LinearWeight down;                                      // [hidden, intermediate]
 };
 
 struct ModelWeights {

@@ -157,12 +157,12 @@ def qwen3(**changes: Any) -> ModelConfig:
 def test_hf_qwen3() -> None:
     config = qwen3()
     assert config.architecture == "qwen3"
-    assert config.qk_norm
+    assert config.qk_norm == "head"
     assert (config.head_dim, config.query_scale) == (128, 128**-0.5)  # whatever the width
     assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (False, False, False)
     assert not config.interleaved_qk
     assert config.layers == (LayerConfig(),) * 2
-    assert not from_hf().qk_norm
+    assert from_hf().qk_norm == "none"
 
 
 def test_hf_qwen3_defaults_are_those_of_transformers() -> None:
@@ -322,10 +322,10 @@ def gguf_qwen3(**changes: Any) -> ModelConfig:
 def test_gguf_qwen3() -> None:
     config = gguf_qwen3(attention__key_length=32, attention__value_length=32)
     assert (config.architecture, config.head_dim) == ("qwen3", 32)
-    assert config.qk_norm
+    assert config.qk_norm == "head"
     assert not config.interleaved_qk
     assert config.ropes == from_hf(head_dim=32).ropes
-    assert not from_gguf().qk_norm
+    assert from_gguf().qk_norm == "none"
 
 
 @pytest.mark.parametrize(

@@ -474,8 +474,11 @@ def tiny_config(**sizes: object) -> _core.ModelConfig:
     ones: dict[str, object] = {
         "vocab_size": 1, "hidden_size": 1, "intermediate_size": 1, "num_heads": 1,
         "num_kv_heads": 1, "head_dim": 2, "max_position": 16, "rms_norm_eps": 1e-5,
-        "query_scale": 1.0, "activation": "silu", "tie_embeddings": True, "qkv_bias": False,
-        "out_bias": False, "mlp_bias": False, "qk_norm": False, "interleaved_qk": False,
+        "query_scale": 1.0, "attn_softcap": 0.0, "embed_scale": 1.0,
+        "residual_scale": 1.0, "logit_scale": 1.0, "final_softcap": 0.0, "activation": "silu",
+        "tie_embeddings": True, "qkv_bias": False, "out_bias": False, "mlp_bias": False,
+        "pre_norm": True, "post_norm": False, "norm_zero_centered": False, "qk_norm": "none",
+        "interleaved_qk": False,
         "ropes": [_core.Rope([])], "layers": [_core.LayerConfig()],
     }  # fmt: skip
     return _core.ModelConfig(**(ones | sizes))  # type: ignore[arg-type]

@@ -320,7 +320,7 @@ void CpuBackend::norm_qkv(const NormQkvArgs& args) {
   const std::array products = {to(args.q, 0), to(args.k, q), to(args.v, q + kv)};
   // Outlier channels are largest here: with one scale per 32, this input alone makes 40 % of the
   // squared error of all quantised activations (SmolLM2-135M); with one per 16, half of that.
-  linear({.x = cpu(args.x), .norm = &args.norm, .fine = true}, products);
+  linear({.x = cpu(args.x), .norm = args.norm, .fine = true}, products);
 }
 
 void CpuBackend::out_proj(const OutProjArgs& args) {
@@ -435,7 +435,7 @@ void CpuBackend::norm_gated_mlp(const GatedMlpArgs& args) {
   const uint8_t hidden_forms = form_of(panels(*args.down.weight));
   const int64_t groups = ceil_div(config_.intermediate_size, kGroup);
   const int up_tasks = tasks_for(groups, options_.threads);
-  with_prepared({cpu(args.x), &args.norm}, in_forms, up_tasks,
+  with_prepared({cpu(args.x), args.norm}, in_forms, up_tasks,
                 [&](const ActRows& x, int task, int worker) {
                   const auto [begin, end] = run_of(groups, task, up_tasks);
                   for (int64_t g = begin; g < end; ++g) {

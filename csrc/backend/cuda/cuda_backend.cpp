@@ -346,7 +346,7 @@ void CudaBackend::project_into_pending(const Linear& linear, const Input& in) {
 }
 
 void CudaBackend::norm_qkv(const NormQkvArgs& args) {
-  add_norm(args.x, args.norm);
+  add_norm(args.x, *args.norm);
   const std::array parts{&args.q, &args.k, &args.v};
   const int splits = splits_of(parts);
   project(parts, {normed_.data(), config_.hidden_size, form_.tokens}, splits,
@@ -416,7 +416,7 @@ void CudaBackend::out_proj(const OutProjArgs& args) {
 }
 
 void CudaBackend::norm_gated_mlp(const GatedMlpArgs& args) {
-  add_norm(args.x, args.norm);
+  add_norm(args.x, *args.norm);
   const int rows = form_.tokens;
   const int64_t inner = config_.intermediate_size;
   const WeightView &gate = view_of(*args.gate.weight), &up = view_of(*args.up.weight);

@@ -26,7 +26,7 @@ class LayerConfig:
     """What may differ from layer to layer.
 
     Attributes:
-        rope: index into `ModelConfig.ropes`.
+        rope: index into `ModelConfig.ropes`; -1: no rotation.
         window: sliding window in tokens, the query's own included; 0: everything is seen.
     """
 
@@ -42,11 +42,19 @@ class ModelConfig:
         architecture: the checkpoint's own name for its family, for messages.
         max_position: context length in tokens.
         query_scale: factor on ``q . k`` before the softmax.
-        activation: ``silu``.
+        attn_softcap: scores become ``cap * tanh(score / cap)``; 0: they stay.
+        embed_scale: factor on embedded tokens.
+        residual_scale: factor on what attention and the MLP add to the residual stream.
+        logit_scale: factor on logits.
+        final_softcap: logits, scaled, become ``cap * tanh(logit / cap)``; 0: they stay.
+        activation: ``silu`` or ``gelu_tanh``.
         tie_embeddings: the output projection is the embedding.
         qkv_bias, out_bias, mlp_bias: which projections have biases.
-        qk_norm: each query and key head is RMS-normalised, with weights of its own, before its
-            rotation.
+        pre_norm: RMSNorm of what attention and the MLP read.
+        post_norm: RMSNorm of what attention and the MLP add to the residual stream.
+        norm_zero_centered: norm weights are stored less 1; undone when they are read.
+        qk_norm: RMSNorm of queries and keys before their rotation: ``none``, ``head`` (each head,
+            by the same weights) or ``row`` (all heads of a token together).
         interleaved_qk: Q and K rows are stored in the interleaved-RoPE order (llama files of
             GGUF); undone at repack.
     """
@@ -61,12 +69,20 @@ class ModelConfig:
     max_position: int
     rms_norm_eps: float
     query_scale: float
+    attn_softcap: float
+    embed_scale: float
+    residual_scale: float
+    logit_scale: float
+    final_softcap: float
     activation: str
     tie_embeddings: bool
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
-    qk_norm: bool
+    pre_norm: bool
+    post_norm: bool
+    norm_zero_centered: bool
+    qk_norm: str
     interleaved_qk: bool
     ropes: tuple[RopeConfig, ...]
     layers: tuple[LayerConfig, ...]

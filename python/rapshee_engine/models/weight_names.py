@@ -3,9 +3,10 @@
 Canonical names, with D hidden size, I intermediate size, V vocabulary, Hq and Hkv heads of width d:
 
     embed.weight [V, D]    final_norm.weight [D]    head.weight [V, D] (absent if tied)
-    layers.{i}.attn_norm.weight [D]    layers.{i}.mlp_norm.weight [D]
     layers.{i}.q.weight [Hq*d, D]    layers.{i}.{k,v}.weight [Hkv*d, D]
-    layers.{i}.{q_norm,k_norm}.weight [d] (only with ``qk_norm``)
+    layers.{i}.{attn_norm,mlp_norm}.weight [D] (with ``pre_norm``)
+    layers.{i}.{attn_post_norm,mlp_post_norm}.weight [D] (with ``post_norm``)
+    layers.{i}.{q_norm,k_norm}.weight [d], or [Hq*d] and [Hkv*d] (as ``qk_norm`` says)
     layers.{i}.o.weight [D, Hq*d]
     layers.{i}.{gate,up}.weight [I, D]    layers.{i}.down.weight [D, I]
 
@@ -114,7 +115,9 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     width, inner = config.hidden_size, config.intermediate_size
     q_rows = config.num_heads * config.head_dim
     kv_rows = config.num_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"attn_norm.weight": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.pre_norm:
+        shapes["attn_norm.weight"] = (width,)
     for name, rows, columns, has_bias in (
         ("q", q_rows, width, config.qkv_bias),
         ("k", kv_rows, width, config.qkv_bias),
@@ -124,13 +127,19 @@ def _layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         ("up", inner, width, config.mlp_bias),
         ("down", width, inner, config.mlp_bias),
     ):
-        if name == "o" and config.qk_norm:
+        if name == "o" and config.qk_norm == "head":
             shapes["q_norm.weight"] = shapes["k_norm.weight"] = (config.head_dim,)
-        if name == "gate":
+        elif name == "o" and config.qk_norm == "row":
+            shapes |= {"q_norm.weight": (q_rows,), "k_norm.weight": (kv_rows,)}
+        if name == "gate" and config.post_norm:
+            shapes["attn_post_norm.weight"] = (width,)
+        if name == "gate" and config.pre_norm:
             shapes["mlp_norm.weight"] = (width,)
         shapes[f"{name}.weight"] = (rows, columns)
         if has_bias:
             shapes[f"{name}.bias"] = (rows,)
+    if config.post_norm:
+        shapes["mlp_post_norm.weight"] = (width,)
     return shapes
 
 
