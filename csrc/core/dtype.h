@@ -5,14 +5,29 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <string>
 #include <string_view>
 
 #include "core/error.h"
 
 namespace rapshee {
 
-// kQ*: blocks of 32 elements as in GGUF, see quant/formats.h.
-enum class DType : uint8_t { kF32, kF16, kBF16, kQ4_0, kQ4_1, kQ8_0 };
+// kQ*: blocks of 32 elements, or of 256 (kQ*K), as in GGUF; see quant/formats.h.
+enum class DType : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ8_0,
+  kQ2K,
+  kQ3K,
+  kQ4K,
+  kQ5K,
+  kQ6K,
+};
 
 namespace detail {
 
@@ -23,8 +38,10 @@ struct DTypeInfo {
 };
 
 inline constexpr DTypeInfo kDTypes[] = {
-    {"f32", 1, 4},    {"f16", 1, 2},    {"bf16", 1, 2},
-    {"q4_0", 32, 18}, {"q4_1", 32, 20}, {"q8_0", 32, 34},
+    {"f32", 1, 4},      {"f16", 1, 2},      {"bf16", 1, 2},     {"q4_0", 32, 18},
+    {"q4_1", 32, 20},   {"q5_0", 32, 22},   {"q5_1", 32, 24},   {"q8_0", 32, 34},
+    {"q2_k", 256, 84},  {"q3_k", 256, 110}, {"q4_k", 256, 144}, {"q5_k", 256, 176},
+    {"q6_k", 256, 210},
 };
 
 constexpr const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
@@ -38,10 +55,12 @@ constexpr bool is_quantized(DType dtype) { return block_elements(dtype) > 1; }
 
 // Throws InvalidArgument for a name that is no dtype.
 inline DType parse_dtype(std::string_view name) {
+  std::string known;
   for (size_t i = 0; i < std::size(detail::kDTypes); ++i) {
     if (detail::kDTypes[i].name == name) return static_cast<DType>(i);
+    known += (i ? ", " : "") + std::string(detail::kDTypes[i].name);
   }
-  RAPSHEE_CHECK(false, "dtype: got '", name, "', expected f32, f16, bf16, q4_0, q4_1 or q8_0");
+  RAPSHEE_CHECK(false, "dtype: got '", name, "', expected one of ", known);
 }
 
 // Bytes of a row of `n` elements. Throws InvalidArgument unless n is a whole number of blocks.

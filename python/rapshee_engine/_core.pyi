@@ -70,8 +70,8 @@ class ModelConfig:
     ) -> None: ...
 
 class TensorEntry:
-    """Where one tensor's bytes lie. ``dtype``: ``f32 f16 bf16 q4_0 q4_1 q8_0``; ``shape``:
-    outermost first; ``file`` empty: filled with counter-based random numbers."""
+    """Where one tensor's bytes lie. ``dtype``: a key of ``weights.tensor_info.BLOCK_LAYOUTS``;
+    ``shape``: outermost first; ``file`` empty: filled with counter-based random numbers."""
 
     def __init__(
         self,

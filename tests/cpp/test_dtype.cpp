@@ -109,20 +109,23 @@ TEST_CASE(nan_stays_nan_even_if_its_payload_is_cut) {
 }
 
 TEST_CASE(names_and_sizes) {
-  const DType all[] = {DType::kF32,  DType::kF16,  DType::kBF16,
-                       DType::kQ4_0, DType::kQ4_1, DType::kQ8_0};
-  for (const DType dtype : all) CHECK(parse_dtype(dtype_name(dtype)) == dtype);
+  for (int i = 0; i <= static_cast<int>(DType::kQ6K); ++i) {
+    const auto dtype = static_cast<DType>(i);
+    CHECK(parse_dtype(dtype_name(dtype)) == dtype);
+  }
   CHECK_EQ(row_bytes(DType::kF32, 7), 28);
   CHECK_EQ(row_bytes(DType::kBF16, 7), 14);
   CHECK_EQ(row_bytes(DType::kQ4_0, 64), 36);
   CHECK_EQ(row_bytes(DType::kQ4_1, 64), 40);
   CHECK_EQ(row_bytes(DType::kQ8_0, 64), 68);
+  CHECK_EQ(row_bytes(DType::kQ5_1, 64), 48);
+  CHECK_EQ(row_bytes(DType::kQ6K, 512), 420);
   CHECK_EQ(row_bytes(DType::kQ8_0, 0), 0);
   CHECK(is_quantized(DType::kQ4_1) && !is_quantized(DType::kF16));
 }
 
 TEST_CASE(wrong_names_and_rows_are_refused) {
-  CHECK(MESSAGE_OF(InvalidArgument, parse_dtype("q5_0")).find("q5_0") != std::string::npos);
+  CHECK(MESSAGE_OF(InvalidArgument, parse_dtype("q5_2")).find("q5_2") != std::string::npos);
   CHECK(MESSAGE_OF(InvalidArgument, row_bytes(DType::kQ4_0, 33)).find("33") != std::string::npos);
   CHECK(!MESSAGE_OF(InvalidArgument, row_bytes(DType::kF32, -1)).empty());
 }

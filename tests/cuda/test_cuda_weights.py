@@ -144,6 +144,7 @@ def test_values_at_the_end_of_the_range_are_taken() -> None:
         ("f32", 2, 0, "rows of 0 elements"),
         ("q8_0", 2, 40, "rows of 40 elements do not divide into q8_0 blocks"),
         ("f32", 0, 8, "0 rows, expected 1 to"),
+        ("q6_k", 2, 256, "the CUDA backend has no q6_k matrices"),
     ],
 )
 def test_shapes_that_no_kernel_takes_are_refused(

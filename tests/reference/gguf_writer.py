@@ -14,7 +14,10 @@ from reference.quant import encode
 
 __all__ = ["TYPE_IDS", "TensorRecord", "build_gguf", "string", "typed_value", "write_gguf"]
 
-TYPE_IDS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 8, "bf16": 30}
+TYPE_IDS = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10,
+    "q3_k": 11, "q4_k": 12, "q5_k": 13, "q6_k": 14, "bf16": 30,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

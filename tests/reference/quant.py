@@ -1,7 +1,7 @@
 """GGUF tensor encodings in numpy.
 
 The quantisers round as ggml's ``quantize_row_*_ref`` do; the decoders are the definition of the
-formats: a block is 32 values of a row, with scales in float16.
+formats: a block is 32 values of a row, with scales in float16, or 256 (see `k_quants`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK", "decode", "encode", "round_trip"]
+from reference import k_quants
+
+__all__ = ["BLOCK", "DTYPES", "LOW_BIT", "block_length", "decode", "encode", "round_trip"]
 
 BLOCK = 32
+LOW_BIT = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+DTYPES = ("f32", "f16", "bf16", *LOW_BIT)
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 
 def encode(values: npt.ArrayLike, dtype: str) -> bytes:
-    """``values`` as the bytes of a tensor of ``dtype`` (f32, f16, bf16, q4_0, q4_1, q8_0)."""
+    """``values`` as the bytes of a tensor of ``dtype`` (one of `DTYPES`)."""
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
     return _ENCODERS[dtype](flat).tobytes()
 
@@ -37,6 +41,13 @@ def decode(data: bytes, dtype: str, shape: Sequence[int]) -> Floats:
 def round_trip(values: npt.ArrayLike, dtype: str) -> Floats:
     """What a reader sees of ``values`` once they are stored as ``dtype``."""
     return decode(encode(values, dtype), dtype, np.shape(values))
+
+
+def block_length(dtype: str) -> int:
+    """Values of a block: rows are a multiple of it long."""
+    if dtype not in LOW_BIT:
+        return 1
+    return k_quants.SUPER_BLOCK if dtype in k_quants.DECODERS else BLOCK
 
 
 def _encode_bf16(flat: Floats) -> Bytes:
@@ -98,6 +109,48 @@ def _decode_q4_1(raw: Bytes) -> Floats:
     return _unpack_nibbles(blocks[:, 4:]) * scale + low
 
 
+def _pack_fifth_bits(quants: Bytes) -> Bytes:
+    return np.packbits(quants >> np.uint8(4), axis=1, bitorder="little")
+
+
+def _unpack_fifth_bits(packed: Bytes) -> Floats:
+    return np.unpackbits(packed, axis=1, bitorder="little").astype(np.float32) * np.float32(16)
+
+
+def _encode_q5_0(flat: Floats) -> Bytes:
+    blocks = flat.reshape(-1, BLOCK)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1)[:, None], axis=1)
+    scale = largest / np.float32(-16)
+    quants = (blocks * _inverse(scale) + np.float32(16.5)).astype(np.int8)
+    quants = np.minimum(quants, 31).astype(np.uint8)
+    parts = [_half_bytes(scale), _pack_fifth_bits(quants), _pack_nibbles(quants & 15)]
+    return np.concatenate(parts, axis=1)
+
+
+def _decode_q5_0(raw: Bytes) -> Floats:
+    blocks = raw.reshape(-1, 22)
+    scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    quants = _unpack_nibbles(blocks[:, 6:]) + _unpack_fifth_bits(blocks[:, 2:6])
+    return (quants - np.float32(16)) * scale
+
+
+def _encode_q5_1(flat: Floats) -> Bytes:
+    blocks = flat.reshape(-1, BLOCK)
+    low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
+    scale = (high - low) / np.float32(31)
+    quants = ((blocks - low) * _inverse(scale) + np.float32(0.5)).astype(np.uint8)
+    parts = [_half_bytes(scale), _half_bytes(low), _pack_fifth_bits(quants)]
+    return np.concatenate([*parts, _pack_nibbles(quants & 15)], axis=1)
+
+
+def _decode_q5_1(raw: Bytes) -> Floats:
+    blocks = raw.reshape(-1, 24)
+    scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    low = blocks[:, 2:4].copy().view("<f2").astype(np.float32)
+    quants = _unpack_nibbles(blocks[:, 8:]) + _unpack_fifth_bits(blocks[:, 4:8])
+    return quants * scale + low
+
+
 def _encode_q8_0(flat: Floats) -> Bytes:
     blocks = flat.reshape(-1, BLOCK)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
@@ -119,7 +172,10 @@ _ENCODERS: dict[str, Callable[[Floats], npt.NDArray[np.generic]]] = {
     "bf16": _encode_bf16,
     "q4_0": _encode_q4_0,
     "q4_1": _encode_q4_1,
+    "q5_0": _encode_q5_0,
+    "q5_1": _encode_q5_1,
     "q8_0": _encode_q8_0,
+    **k_quants.ENCODERS,
 }
 _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "f32": lambda raw: raw.view("<f4").astype(np.float32),
@@ -127,5 +183,8 @@ _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "bf16": _decode_bf16,
     "q4_0": _decode_q4_0,
     "q4_1": _decode_q4_1,
+    "q5_0": _decode_q5_0,
+    "q5_1": _decode_q5_1,
     "q8_0": _decode_q8_0,
+    **k_quants.DECODERS,
 }

@@ -12,6 +12,7 @@ from rapshee_engine.errors import WeightFileError
 from rapshee_engine.weights.gguf import GGUFFile, read_gguf
 from rapshee_engine.weights.tensor_info import TensorInfo
 from reference.gguf_writer import TYPE_IDS, TensorRecord, build_gguf, string, write_gguf
+from reference.quant import DTYPES
 
 F32 = TYPE_IDS["f32"]
 
@@ -65,12 +66,12 @@ def test_reads_metadata_and_tensors(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q4_0", "q4_1", "q8_0"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_reads_each_tensor_type(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "model.gguf"
-    write_gguf(path, {}, {"w": (dtype, np.ones((3, 64), dtype=np.float32))})
+    write_gguf(path, {}, {"w": (dtype, np.ones((3, 512), dtype=np.float32))})
     info = read_gguf(path).tensors["w"]
-    assert (info.dtype, info.shape) == (dtype, (3, 64))
+    assert (info.dtype, info.shape) == (dtype, (3, 512))
     assert info.offset + info.nbytes == path.stat().st_size
 
 
@@ -187,7 +188,8 @@ def test_refuses_alignment(tmp_path: Path, alignment: object) -> None:
         (TensorRecord("w", (1 << 32, 1 << 32), F32, 0), "more than 2\\^63"),
         (TensorRecord("w", (HUGE, HUGE, HUGE, HUGE), F32, 0), "more than 2\\^63"),
         (TensorRecord("w", (33,), TYPE_IDS["q4_1"], 0), "multiple of 32"),
-        (TensorRecord("w", (256,), 14, 0), "Q6_K is not supported; supported: F32, F16, Q4_0"),
+        (TensorRecord("w", (128,), TYPE_IDS["q6_k"], 0), "multiple of 256"),
+        (TensorRecord("w", (256,), 15, 0), "Q8_K is not supported; supported: F32, F16, Q4_0"),
         (TensorRecord("w", (256,), 999, 0), "type 999 is not supported"),
         (TensorRecord("w", (4,), F32, 4), "not a multiple of the alignment 32"),
         (TensorRecord("w", (4,), F32, 64), "data end at byte"),

@@ -14,7 +14,14 @@ from rapshee_engine.weights.tensor_info import TensorInfo, check_no_overlap, ten
         ("bf16", (2, 3, 5, 7), 420),
         ("q4_0", (2, 64), 4 * 18),
         ("q4_1", (2, 64), 4 * 20),
+        ("q5_0", (2, 64), 4 * 22),
+        ("q5_1", (2, 64), 4 * 24),
         ("q8_0", (2, 64), 4 * 34),
+        ("q2_k", (2, 512), 4 * 84),
+        ("q3_k", (2, 512), 4 * 110),
+        ("q4_k", (2, 512), 4 * 144),
+        ("q5_k", (2, 512), 4 * 176),
+        ("q6_k", (2, 512), 4 * 210),
     ],
 )
 def test_nbytes(dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
@@ -30,6 +37,7 @@ def test_nbytes(dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
         ("f32", (-3, -2), "positive"),
         ("f32", (1 << 32, 1 << 31), "more than 2\\^63"),
         ("q4_0", (64, 31), "multiple of 32"),
+        ("q4_k", (64, 128), "multiple of 256"),
     ],
 )
 def test_impossible_shapes(dtype: str, shape: tuple[int, ...], reason: str) -> None:

@@ -79,6 +79,11 @@ void pack_float_row(PanelFormat format, int64_t cols, const float* row, int colu
 }
 
 void check_source(const WeightSource& source) {
+  const bool packed = source.dtype <= DType::kQ4_1 || source.dtype == DType::kQ8_0;
+  if (source.rows > 1 && !packed) {
+    throw WeightError(concat("matrices of ", dtype_name(source.dtype), " are not supported yet"),
+                      source.name);
+  }
   if (source.cols % block_elements(source.dtype) != 0) {
     throw WeightError("rows of " + std::to_string(source.cols) + " elements do not divide into " +
                           std::string(dtype_name(source.dtype)) + " blocks",

@@ -40,6 +40,12 @@ void check_matrix(const WeightSource& source) {
   if (source.cols <= 0 || source.cols % kMultiple != 0 || source.cols > kMost) {
     fail("rows of ", source.cols, " elements: CUDA kernels take multiples of ", kMultiple);
   }
+  const WeightFormat format = format_of(source.dtype, false);
+  if (is_quantized(source.dtype) && format == WeightFormat::kHalf) {
+    fail("the CUDA backend has no ", dtype_name(source.dtype),
+         " matrices, only q4_0, q4_1 and q8_0",
+         " beside f32, f16 and bf16; the CPU has them (--device cpu)");
+  }
   if (source.cols % block_elements(source.dtype) != 0) {
     fail("rows of ", source.cols, " elements do not divide into ", dtype_name(source.dtype),
          " blocks");

@@ -40,7 +40,7 @@ class TensorSource:
 
     Attributes:
         name: canonical, see `rapshee_engine.models.weight_names`.
-        dtype: ``f32 f16 bf16 q4_0 q4_1 q8_0``.
+        dtype: a key of `tensor_info.BLOCK_LAYOUTS`.
         shape: outermost dimension first.
         file: path; empty: to be filled with random numbers.
         offset: bytes from the start of the file.

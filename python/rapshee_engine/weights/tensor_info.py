@@ -19,7 +19,16 @@ BLOCK_LAYOUTS = MappingProxyType(
         "bf16": (1, 2),
         "q4_0": (32, 18),  # f16 scale, 32 nibbles
         "q4_1": (32, 20),  # f16 scale, f16 minimum, 32 nibbles
+        "q5_0": (32, 22),  # f16 scale, 32 bits, 32 nibbles
+        "q5_1": (32, 24),  # f16 scale, f16 minimum, 32 bits, 32 nibbles
         "q8_0": (32, 34),  # f16 scale, 32 bytes
+        # 16 groups of 16, or 8 of 32 (q4_k, q5_k), their scales small integers; see
+        # csrc/quant/formats.h.
+        "q2_k": (256, 84),
+        "q3_k": (256, 110),
+        "q4_k": (256, 144),
+        "q5_k": (256, 176),
+        "q6_k": (256, 210),
     }
 )
 
