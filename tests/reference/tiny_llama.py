@@ -21,6 +21,7 @@ __all__ = [
     "stored_weights",
     "write_gguf_file",
     "write_hf_folder",
+    "write_sharded_folder",
 ]
 
 Weights = dict[str, npt.NDArray[np.float32]]
@@ -132,6 +133,28 @@ def write_hf_folder(
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {name: (dtype if w.ndim > 1 else "f32", w) for name, w in weights.items()}
     write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def write_sharded_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, npt.NDArray[np.float32]],
+    shards: int,
+) -> Path:
+    """As `write_hf_folder`, in f32, the tensors dealt out in order to files with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    names = list(weights)
+    weight_map: dict[str, str] = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        own = names[i * len(names) // shards : (i + 1) * len(names) // shards]
+        write_safetensors(folder / file, {name: ("f32", weights[name]) for name in own})
+        weight_map |= dict.fromkeys(own, file)
+    total = sum(w.nbytes for w in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
 

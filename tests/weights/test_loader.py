@@ -190,14 +190,6 @@ def test_not_a_gguf(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_sharded_folder_is_refused_by_name(tmp_path: Path) -> None:
-    folder = hf_folder(tmp_path)
-    os.rename(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
-    (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(UnsupportedModelError, match=r"index\.json: sharded .* not supported"):
-        load_checkpoint(folder)
-
-
 def test_folder_without_weights(tmp_path: Path) -> None:
     folder = hf_folder(tmp_path)
     os.remove(folder / "model.safetensors")

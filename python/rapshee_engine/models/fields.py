@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from rapshee_engine.errors import UnsupportedModelError, WeightFileError
+from rapshee_engine.files import short_repr
 
 __all__ = ["Fields"]
 
@@ -60,13 +61,13 @@ class Fields:
         """The error for a value that cannot be."""
         if not self.has(key):
             return WeightFileError(self.source, f"{self.path_of(key)} is missing")
-        got = f"{self.get(key)!r:.200}"
+        got = short_repr(self.get(key))
         return WeightFileError(self.source, f"{self.path_of(key)} must be {must}, got {got}")
 
     def unsupported(self, key: str, supported: str) -> UnsupportedModelError:
         """The error for a value that this engine does not implement."""
         return UnsupportedModelError(
-            f"{self.source}: {self.path_of(key)} = {self.get(key)!r:.200} is not supported;"
+            f"{self.source}: {self.path_of(key)} = {short_repr(self.get(key))} is not supported;"
             f" supported: {supported}"
         )
 
@@ -121,6 +122,6 @@ class Fields:
                 continue
             if full_key[len(self._prefix) :] not in known:
                 raise UnsupportedModelError(
-                    f"{self.source}: {self._section}{full_key} = {value!r:.200} is not known to"
-                    " this engine and might change the model's results"
+                    f"{self.source}: {self._section}{full_key} = {short_repr(value)} is not known"
+                    " to this engine and might change the model's results"
                 )

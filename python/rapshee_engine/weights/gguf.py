@@ -7,7 +7,6 @@ aligned byte after the header.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rapshee_engine.errors import WeightFileError
+from rapshee_engine.files import open_regular, short_repr
 from rapshee_engine.weights.tensor_info import (
     MAX_DIMS,
     TensorInfo,
@@ -113,14 +113,14 @@ def read_gguf(path: str | Path) -> GGUFFile:
             or holds a tensor type that is not supported.
     """
     file = str(path)
+    stream, file_size = open_regular(path)
     try:
-        with open(path, "rb") as stream:
-            file_size = os.fstat(stream.fileno()).st_size
-            buffer = stream.read(_FIRST_READ_BYTES)
+        with stream:
+            buffer = stream.read(min(file_size, _FIRST_READ_BYTES))
             try:
                 return _parse(file, buffer, file_size)
             except _EndOfBufferError:
-                buffer += stream.read(_MAX_HEADER_BYTES - len(buffer))
+                buffer += stream.read(min(file_size, _MAX_HEADER_BYTES) - len(buffer))
     except OSError as error:
         raise WeightFileError(file, f"cannot be read: {error.strerror}") from error
     try:
@@ -295,7 +295,8 @@ def _alignment(cursor: _Cursor, metadata: Mapping[str, Any]) -> int:
     if is_integer and 8 <= alignment <= _MAX_ALIGNMENT and alignment & (alignment - 1) == 0:
         return int(alignment)
     raise cursor.error(
-        f"general.alignment must be a power of two from 8 to {_MAX_ALIGNMENT}, got {alignment!r}"
+        f"general.alignment must be a power of two from 8 to {_MAX_ALIGNMENT}, got "
+        + short_repr(alignment)
     )
 
 

@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rapshee_engine.errors import ConfigError, UnsupportedModelError, WeightFileError
+from rapshee_engine.files import (
+    is_there,
+    open_regular,
+    read_json_object,
+    read_optional_json_object,
+    short_repr,
+)
 from rapshee_engine.models.config import ModelConfig
 from rapshee_engine.models.families import config_from_gguf, config_from_hf
 from rapshee_engine.models.weight_names import (
@@ -19,8 +26,8 @@ from rapshee_engine.models.weight_names import (
     match_tensors,
 )
 from rapshee_engine.weights.gguf import GGUFFile, read_gguf
-from rapshee_engine.weights.json_object import read_json_object
 from rapshee_engine.weights.safetensors import read_safetensors
+from rapshee_engine.weights.sharded import read_sharded_safetensors
 from rapshee_engine.weights.tensor_info import TensorInfo, tensor_nbytes
 
 __all__ = ["Checkpoint", "TensorSource", "load_checkpoint"]
@@ -86,7 +93,7 @@ def load_checkpoint(path: str | Path, load_format: str = "auto") -> Checkpoint:
 
     Args:
         path: a GGUF file, or a Hugging Face folder with ``config.json`` and
-            ``model.safetensors``.
+            ``model.safetensors``, or shards with ``model.safetensors.index.json``.
         load_format: ``auto`` (a file is GGUF, a folder safetensors), ``gguf``, ``safetensors``,
             or ``dummy`` (a folder's ``config.json`` alone; every tensor is bf16 without a file).
 
@@ -100,7 +107,7 @@ def load_checkpoint(path: str | Path, load_format: str = "auto") -> Checkpoint:
         raise ConfigError(
             f"load_format must be one of {', '.join(_LOAD_FORMATS)}, got {load_format!r}"
         )
-    if not path.exists():
+    if not is_there(path):
         raise ConfigError(
             f"model path {str(path)!r} does not exist (`rapshee-engine pull` fetches the default "
             "model and prints its path)"
@@ -109,7 +116,7 @@ def load_checkpoint(path: str | Path, load_format: str = "auto") -> Checkpoint:
         if not path.is_file():
             raise ConfigError(f"model path {str(path)!r} is not a file, as GGUF needs")
         return _load_gguf(path)
-    if not (path / _CONFIG).is_file():
+    if not is_there(path / _CONFIG):
         wanted = "a GGUF file or " if load_format == "auto" else ""
         raise ConfigError(f"model path {str(path)!r} must be {wanted}a folder with {_CONFIG}")
     return _load_dummy(path) if load_format == "dummy" else _load_safetensors(path)
@@ -135,7 +142,9 @@ def _load_gguf(path: Path) -> Checkpoint:
         path=file,
         format="gguf",
         config=config,
-        entries=_entries(config, GGUF_NAMES, header.tensors, file),
+        entries=_entries(
+            config, GGUF_NAMES, header.tensors, dict.fromkeys(header.tensors, file), file
+        ),
         eos_token_ids=eos_token_ids,
         gguf_metadata=header.metadata,
     )
@@ -143,19 +152,21 @@ def _load_gguf(path: Path) -> Checkpoint:
 
 def _load_safetensors(folder: Path) -> Checkpoint:
     config, eos_token_ids = _folder_config(folder)
-    weights = folder / _WEIGHTS
-    if not weights.is_file():
-        if (folder / _WEIGHTS_INDEX).is_file():
-            raise UnsupportedModelError(
-                f"{folder / _WEIGHTS_INDEX}: sharded checkpoints are not supported;"
-                f" merge the shards into one {_WEIGHTS}"
-            )
-        raise ConfigError(f"model folder {str(folder)!r} has no {_WEIGHTS}")
+    # Where there are both, transformers takes the single file too.
+    if is_there(folder / _WEIGHTS):
+        source = folder / _WEIGHTS
+        tensors = read_safetensors(source)
+        files: Mapping[str, str] = dict.fromkeys(tensors, str(source))
+    elif is_there(folder / _WEIGHTS_INDEX):
+        source = folder / _WEIGHTS_INDEX
+        tensors, files = read_sharded_safetensors(source)
+    else:
+        raise ConfigError(f"model folder {str(folder)!r} has no {_WEIGHTS} or {_WEIGHTS_INDEX}")
     return Checkpoint(
         path=str(folder),
         format="safetensors",
         config=config,
-        entries=_entries(config, HF_NAMES, read_safetensors(weights), str(weights)),
+        entries=_entries(config, HF_NAMES, tensors, files, str(source)),
         eos_token_ids=eos_token_ids,
         gguf_metadata=None,
     )
@@ -182,12 +193,10 @@ def _folder_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
     file = folder / _CONFIG
     fields = read_json_object(file)
     config = config_from_hf(fields, str(file))
-    generation_file = folder / _GENERATION_CONFIG
-    if generation_file.is_file():
-        # The one that transformers' generate() follows.
-        generation_fields = read_json_object(generation_file)
-        if generation_fields.get("eos_token_id") is not None:
-            file, fields = generation_file, generation_fields
+    # The one that transformers' generate() follows.
+    generation_fields = read_optional_json_object(folder / _GENERATION_CONFIG)
+    if generation_fields.get("eos_token_id") is not None:
+        file, fields = folder / _GENERATION_CONFIG, generation_fields
     eos = fields.get("eos_token_id")
     return config, _token_ids(str(file), "eos_token_id", eos, config.vocab_size)
 
@@ -199,22 +208,28 @@ def _token_ids(file: str, key: str, value: Any, vocab_size: int) -> tuple[int, .
     ids = value if isinstance(value, list) else [value]
     if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
         raise WeightFileError(
-            file, f"{key} must be token ids below {vocab_size}, got {value!r:.200}"
+            file, f"{key} must be token ids below {vocab_size}, got {short_repr(value)}"
         )
     return tuple(dict.fromkeys(ids))
 
 
 def _entries(
-    config: ModelConfig, names: NameTable, tensors: Mapping[str, TensorInfo], file: str
+    config: ModelConfig,
+    names: NameTable,
+    tensors: Mapping[str, TensorInfo],
+    files: Mapping[str, str],
+    source: str,
 ) -> tuple[TensorSource, ...]:
+    """What the model needs of ``tensors``, each of which lies in its file of ``files``; ``source``
+    is the file that lists them."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    matched = match_tensors(config, names, shapes, file)
+    matched = match_tensors(config, names, shapes, source)
     return tuple(
         TensorSource(
             canonical,
             tensors[name].dtype,
             tensors[name].shape,
-            file,
+            files[name],
             tensors[name].offset,
             tensors[name].nbytes,
         )
@@ -234,8 +249,9 @@ def _rope_freqs(header: GGUFFile) -> tuple[float, ...] | None:
             f"must be f32 with one dimension, got {tensor.dtype} {list(tensor.shape)}",
             tensor=_ROPE_FREQS,
         )
+    stream, _ = open_regular(header.path)
     try:
-        with open(header.path, "rb") as stream:
+        with stream:
             stream.seek(tensor.offset)
             data = stream.read(tensor.nbytes)
     except OSError as error:

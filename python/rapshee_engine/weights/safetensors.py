@@ -6,7 +6,6 @@ length (u64, little-endian), the header (a JSON object), and the tensors' bytes 
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +13,15 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from rapshee_engine.errors import WeightFileError
-from rapshee_engine.weights.json_object import parse_json_object
+from rapshee_engine.files import open_regular, parse_json_object, short_repr
 from rapshee_engine.weights.tensor_info import TensorInfo, check_no_overlap, tensor_nbytes
 
 __all__ = ["read_safetensors"]
 
 _LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+# A parsed header takes up to 25 times its bytes. 10^5 tensors, an expert model in one file, need 10
+# MiB; the reference implementation's limit is 100 MB.
+_MAX_HEADER_BYTES = 32 << 20
 _DTYPES = MappingProxyType({"F32": "f32", "F16": "f16", "BF16": "bf16"})
 
 
@@ -35,9 +36,9 @@ def read_safetensors(path: str | Path) -> Mapping[str, TensorInfo]:
             that is not supported.
     """
     file = str(path)
+    stream, file_size = open_regular(path)
     try:
-        with open(path, "rb") as stream:
-            file_size = os.fstat(stream.fileno()).st_size
+        with stream:
             header = _read_header(file, stream, file_size)
     except OSError as error:
         raise WeightFileError(file, f"cannot be read: {error.strerror}") from error
@@ -86,7 +87,7 @@ def _tensor_info(file: str, name: str, entry: Any, data_start: int, file_size: i
     if dtype is None:
         raise WeightFileError(
             file,
-            f"dtype {entry['dtype']!r} is not supported; supported: {', '.join(_DTYPES)}",
+            f"dtype {short_repr(entry['dtype'])} is not supported; supported: {', '.join(_DTYPES)}",
             tensor=name,
         )
     shape = _integers(file, name, "shape", entry["shape"])
@@ -94,7 +95,7 @@ def _tensor_info(file: str, name: str, entry: Any, data_start: int, file_size: i
     if len(offsets) != 2 or not 0 <= offsets[0] <= offsets[1] <= file_size - data_start:
         raise WeightFileError(
             file,
-            f"data_offsets {list(offsets)} must be a range of the file's"
+            f"data_offsets {short_repr(list(offsets))} must be a range of the file's"
             f" {file_size - data_start} bytes of data",
             tensor=name,
         )
