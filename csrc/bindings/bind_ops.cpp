@@ -121,13 +121,45 @@ FloatArray rms_norm(const py::object& x_arg, const py::object& weight_arg, float
   return y;
 }
 
-FloatArray silu_mul(const py::object& gate_arg, const py::object& up_arg, const std::string& isa) {
+FloatArray copy_of(const FloatArray& from) {
+  FloatArray out(std::vector<py::ssize_t>(from.shape(), from.shape() + from.ndim()));
+  std::copy(from.data(), from.data() + from.size(), out.mutable_data());
+  return out;
+}
+
+using GatedMul = void (*KernelTable::*)(float* gate, const float* up, int64_t n);
+
+template <GatedMul kOp>
+FloatArray gated_mul(const py::object& gate_arg, const py::object& up_arg, const std::string& isa) {
   const auto gate = array_arg<float>("gate", gate_arg, 1);
   const auto up = array_arg<float>("up", up_arg, 1);
   RAPSHEE_CHECK(gate.size() == up.size(), "up: got ", up.size(), ", expected ", gate.size());
-  FloatArray out(gate.size());
-  std::copy(gate.data(), gate.data() + gate.size(), out.mutable_data());
-  cpu::select_kernels(isa).silu_mul(out.mutable_data(), up.data(), up.size());
+  FloatArray out = copy_of(gate);
+  (cpu::select_kernels(isa).*kOp)(out.mutable_data(), up.data(), up.size());
+  return out;
+}
+
+// Each row of x plus factor times the normalised row of y.
+FloatArray add_normed(const py::object& x_arg, const py::object& y_arg,
+                      const py::object& weight_arg, float eps, float factor,
+                      const std::string& isa) {
+  const auto x = array_arg<float>("x", x_arg, 2), y = array_arg<float>("y", y_arg, 2);
+  const auto weight = array_arg<float>("weight", weight_arg, 1);
+  const int64_t n = x.shape(1);
+  RAPSHEE_CHECK(y.shape(0) == x.shape(0) && y.shape(1) == n, "y: expected [", x.shape(0), ", ", n,
+                "]");
+  RAPSHEE_CHECK(weight.size() == n && n >= 1, "weight: got ", weight.size(), ", expected ", n);
+  FloatArray out = copy_of(x);
+  for (int64_t r = 0; r < x.shape(0); ++r) {
+    cpu::select_kernels(isa).add_normed(out.mutable_data() + r * n, y.data() + r * n, n,
+                                        weight.data(), eps, factor);
+  }
+  return out;
+}
+
+FloatArray soft_cap(const py::object& x_arg, float scale, float cap, const std::string& isa) {
+  FloatArray out = copy_of(array_arg<float>("x", x_arg, 1));
+  cpu::select_kernels(isa).soft_cap(out.mutable_data(), out.size(), scale, cap);
   return out;
 }
 
@@ -138,8 +170,7 @@ FloatArray rope(const py::object& heads_arg, const py::object& cos_arg, const py
   const auto cos = array_arg<float>("cos", cos_arg, 1), sin = array_arg<float>("sin", sin_arg, 1);
   RAPSHEE_CHECK(cos.size() == sin.size() && 2 * cos.size() <= heads.shape(1), "cos: got ",
                 cos.size(), " angles for heads of ", heads.shape(1));
-  FloatArray out({heads.shape(0), heads.shape(1)});
-  std::copy(heads.data(), heads.data() + heads.size(), out.mutable_data());
+  FloatArray out = copy_of(heads);
   for (py::ssize_t h = 0; h < heads.shape(0); ++h) {
     cpu::select_kernels(isa).rope(out.mutable_data() + h * heads.shape(1), cos.data(), sin.data(),
                                   static_cast<int>(cos.size()));
@@ -180,7 +211,7 @@ class PagedCache {
 
   // q [T, group, d] at positions [T], all in one tile.
   FloatArray attend(const py::object& q_arg, const py::object& positions_arg, float scale,
-                    int window) const {
+                    int window, float softcap) const {
     const auto q = array_arg<float>("q", q_arg, 3);
     const auto positions = array_arg<int32_t>("positions", positions_arg, 1);
     const auto tokens = static_cast<int>(q.shape(0)), group = static_cast<int>(q.shape(1));
@@ -202,6 +233,7 @@ class PagedCache {
                                   .group = group,
                                   .head_dim = layout_.head_dim,
                                   .scale = scale,
+                                  .softcap = softcap,
                                   .window = window,
                                   .cache = cache_.data(),
                                   .block_stride = static_cast<int64_t>(layout_.head_bytes()),
@@ -235,7 +267,14 @@ void register_ops(py::module_& m) {
            arg("float_acts") = false, arg("fine") = false, arg("threads") = 1);
   m.def("op_rms_norm", &rms_norm, arg("x"), arg("weight"), arg("eps"), py::kw_only(),
         arg("isa") = "");
-  m.def("op_silu_mul", &silu_mul, arg("gate"), arg("up"), py::kw_only(), arg("isa") = "");
+  m.def("op_silu_mul", &gated_mul<&KernelTable::silu_mul>, arg("gate"), arg("up"), py::kw_only(),
+        arg("isa") = "");
+  m.def("op_gelu_mul", &gated_mul<&KernelTable::gelu_mul>, arg("gate"), arg("up"), py::kw_only(),
+        arg("isa") = "");
+  m.def("op_add_normed", &add_normed, arg("x"), arg("y"), arg("weight"), arg("eps"), arg("factor"),
+        py::kw_only(), arg("isa") = "");
+  m.def("op_soft_cap", &soft_cap, arg("x"), arg("scale"), arg("cap"), py::kw_only(),
+        arg("isa") = "");
   m.def("op_rope", &rope, arg("heads"), arg("cos"), arg("sin"), py::kw_only(), arg("isa") = "");
   py::class_<PagedCache>(m, "PagedCache")
       .def(py::init<const py::object&, const py::object&, const py::object&, int,
@@ -243,7 +282,7 @@ void register_ops(py::module_& m) {
            arg("k"), arg("v"), arg("block_table"), py::kw_only(), arg("block_size") = 16,
            arg("dtype") = "f32", arg("isa") = "")
       .def("attend", &PagedCache::attend, arg("q"), arg("positions"), py::kw_only(), arg("scale"),
-           arg("window") = 0);
+           arg("window") = 0, arg("softcap") = 0.0f);
 }
 
 }  // namespace rapshee::bindings

@@ -286,6 +286,27 @@ def op_silu_mul(
 ) -> npt.NDArray[np.float32]:
     """silu(gate) * up of two vectors."""
 
+def op_gelu_mul(
+    gate: npt.NDArray[np.float32], up: npt.NDArray[np.float32], *, isa: str = ""
+) -> npt.NDArray[np.float32]:
+    """gelu(gate) * up of two vectors, GELU by its tanh approximation."""
+
+def op_add_normed(
+    x: npt.NDArray[np.float32],  # [n, d]
+    y: npt.NDArray[np.float32],  # [n, d]
+    weight: npt.NDArray[np.float32],  # [d]
+    eps: float,
+    factor: float,
+    *,
+    isa: str = "",
+) -> npt.NDArray[np.float32]:
+    """x plus ``factor`` times the RMSNorm of the rows of y."""
+
+def op_soft_cap(
+    x: npt.NDArray[np.float32], scale: float, cap: float, *, isa: str = ""
+) -> npt.NDArray[np.float32]:
+    """``cap * tanh(scale * x / cap)`` of a vector; ``cap`` 0: ``scale * x``."""
+
 def op_rope(
     heads: npt.NDArray[np.float32],
     cos: npt.NDArray[np.float32],
@@ -316,6 +337,7 @@ class PagedCache:
         *,
         scale: float,
         window: int = 0,
+        softcap: float = 0.0,
     ) -> npt.NDArray[np.float32]:
         """[T, group, head_dim] causal attention of the query heads that share the KV head."""
 

@@ -33,6 +33,7 @@ class Case:
     positions: npt.NDArray[np.int32]
     block_size: int = 16
     window: int = 0
+    softcap: float = 0.0
 
     def run(self, isa: str, dtype: str) -> Floats:
         blocks = -(-len(self.k) // self.block_size)
@@ -41,7 +42,13 @@ class Case:
         cache = _core.PagedCache(
             self.k, self.v, table, block_size=self.block_size, dtype=dtype, isa=isa
         )
-        return cache.attend(self.q, self.positions, scale=self.scale, window=self.window)
+        return cache.attend(
+            self.q,
+            self.positions,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+        )
 
     @property
     def scale(self) -> float:
@@ -50,7 +57,13 @@ class Case:
     def check(self, isa: str, dtype: str) -> None:
         q, k, v = (round_trip(a, dtype) for a in (self.q, self.k, self.v))
         expected, magnitude = attention(
-            q, k, v, self.positions, scale=self.scale, window=self.window
+            q,
+            k,
+            v,
+            self.positions,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
         )
         excess = np.abs(self.run(isa, dtype) - expected) - RELATIVE_ERROR[dtype] * magnitude
         assert (excess <= 1e-7).all(), f"off by {excess.max()} more than allowed"
@@ -65,6 +78,7 @@ class Case:
             self.positions[rows].copy(),
             self.block_size,
             self.window,
+            self.softcap,
         )
 
 
@@ -76,6 +90,7 @@ def make_case(
     queries: int = 4,
     block_size: int = 16,
     window: int = 0,
+    softcap: float = 0.0,
 ) -> Case:
     """The last ``queries`` positions of a sequence (all of a shorter one)."""
     random = np.random.default_rng(length * 1000 + head_dim)
@@ -91,6 +106,7 @@ def make_case(
         positions=np.arange(length - queries, length, dtype=np.int32),
         block_size=block_size,
         window=window,
+        softcap=softcap,
     )
 
 
@@ -120,6 +136,13 @@ def test_windows(isa: str, dtype: str, length: int, window: int) -> None:
     make_case(length, window=window, queries=20).check(isa, dtype)
 
 
+@pytest.mark.parametrize("softcap", [1.0, 20.0])
+@pytest.mark.parametrize("window", [0, 70])
+@pytest.mark.parametrize("length", [1, 40, 257, 530])
+def test_soft_caps(isa: str, dtype: str, length: int, window: int, softcap: float) -> None:
+    make_case(length, window=window, softcap=softcap, queries=20).check(isa, dtype)
+
+
 def test_a_real_shape(isa: str, dtype: str) -> None:
     make_case(300, head_dim=64, group=3, queries=10).check(isa, dtype)
 
@@ -140,12 +163,13 @@ def test_scores_far_below_the_maximum_weigh_nothing(isa: str, dtype: str) -> Non
     np.testing.assert_array_equal(out[0, 0], round_trip(case.v[7], dtype))
 
 
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
 @pytest.mark.parametrize("window", [0, 70])
 @pytest.mark.parametrize("length", [20, 258, 520])
 def test_a_query_has_the_same_bits_alone_and_in_a_tile(
-    isa: str, dtype: str, length: int, window: int
+    isa: str, dtype: str, length: int, window: int, softcap: float
 ) -> None:
-    case = make_case(length, queries=20, window=window)
+    case = make_case(length, queries=20, window=window, softcap=softcap)
     together = case.run(isa, dtype)
     for i, position in enumerate(case.positions):
         # As a decode step sees it, when later keys do not exist yet; and with them.

@@ -116,6 +116,7 @@ DType CpuBackend::allocate_cache(const ModelConfig& config, bool all_f32) {
   const int64_t deepest = std::max(widest, config.intermediate_size);
   acts_ = ActMemory(std::max<int64_t>(tokens, kMaxHeadRows), widest);
   hidden_ = ActMemory(tokens, config.intermediate_size);
+  if (config.post_norm) product_ = std::make_unique<CpuBuffer>(tokens, config.hidden_size);
   const size_t bytes =
       std::max({linear_scratch_bytes(deepest) + 2 * kGateRows * kGroup * sizeof(float),
                 linear_scratch_bytes(deepest) + kMaxHeadRows * kVocabChunk * sizeof(float),
@@ -218,7 +219,10 @@ void CpuBackend::embed(const Weight& table, Buffer& x) {
       int32_t id = batch_.token_ids[t];
       if (id < 0) id = previous_samples_[static_cast<size_t>(~id)];
       // A row that could not be sampled has token -1; its request has failed already.
-      panels(table).copy_row(std::max(id, 0), cpu(x).row(t));
+      float* row = cpu(x).row(t);
+      panels(table).copy_row(std::max(id, 0), row);
+      if (config_.embed_scale == 1.0f) continue;
+      for (int64_t i = 0; i < config_.hidden_size; ++i) row[i] *= config_.embed_scale;
     }
   });
 }
@@ -271,6 +275,7 @@ void CpuBackend::multiply(const ActRows& x, int64_t rows, const Product& product
       .columns = static_cast<int>(std::min<int64_t>(kLanes, layout.rows - column)),
       .bias = product.bias ? product.bias + column : nullptr,
       .add = product.add,
+      .scale = config_.residual_scale,
   };
   kernels_.linear_panel(layout, product.weight.panel(panel), x, rows, float_acts_, scratch(worker),
                         out);
@@ -305,9 +310,21 @@ void CpuBackend::linear(const Input& in, std::span<const Product> products) {
   });
 }
 
-CpuBackend::Product CpuBackend::add_to(Buffer& x, const Linear& linear) const {
-  CpuBuffer& y = cpu(x);
-  return {panels(*linear.weight), vector_data(linear.bias), y.row(0), y.cols(), true};
+// The product is added to x; one with a norm is kept apart until add_post_norm.
+CpuBackend::Product CpuBackend::add_to(Buffer& x, const Linear& linear, const Weight* post_norm) {
+  CpuBuffer& y = post_norm ? *product_ : cpu(x);
+  return {panels(*linear.weight), vector_data(linear.bias), y.row(0), y.cols(), !post_norm};
+}
+
+void CpuBackend::add_post_norm(Buffer& x, const Weight* post_norm) {
+  if (post_norm == nullptr) return;
+  parallel(static_cast<int>(ceil_div(batch_.num_tokens, kRowsPerTask)), [&](int task, int) {
+    const int end = std::min(batch_.num_tokens, (task + 1) * kRowsPerTask);
+    for (int t = task * kRowsPerTask; t < end; ++t) {
+      kernels_.add_normed(cpu(x).row(t), product_->row(t), config_.hidden_size,
+                          vector_data(post_norm), config_.rms_norm_eps, config_.residual_scale);
+    }
+  });
 }
 
 void CpuBackend::norm_qkv(const NormQkvArgs& args) {
@@ -324,8 +341,9 @@ void CpuBackend::norm_qkv(const NormQkvArgs& args) {
 }
 
 void CpuBackend::out_proj(const OutProjArgs& args) {
-  const std::array products = {add_to(args.x, args.out)};
+  const std::array products = {add_to(args.x, args.out, args.post_norm)};
   linear({cpu(args.attention)}, products);
+  add_post_norm(args.x, args.post_norm);
 }
 
 std::byte* CpuBackend::cache(int layer, int64_t block, int kv_head) {
@@ -334,28 +352,35 @@ std::byte* CpuBackend::cache(int layer, int64_t block, int kv_head) {
   return cache_.data() + static_cast<size_t>(head) * layout_.head_bytes();
 }
 
+// Heads [0, count) of a token: each normalised alone or all together, as the weight is long.
 void CpuBackend::normalize_heads(const Weight* norm, float* heads, int count) const {
   if (norm == nullptr) return;
+  const int64_t n = norm->cols();
+  for (int64_t i = 0; i < int64_t{count} * config_.head_dim; i += n) {
+    kernels_.norm_in_place(heads + i, n, vector_data(norm), config_.rms_norm_eps);
+  }
+}
+
+void CpuBackend::rotate_heads(int rope, int token, float* heads, int count) const {
+  if (rope < 0) return;
+  const auto r = static_cast<size_t>(rope);
+  const int half = static_cast<int>(config_.ropes[r].inv_freq.size());
+  const int64_t at = int64_t{token} * half;
   for (int h = 0; h < count; ++h) {
-    kernels_.norm_head(heads + h * config_.head_dim, config_.head_dim, vector_data(norm),
-                       config_.rms_norm_eps);
+    kernels_.rope(heads + h * config_.head_dim, cos_[r].data() + at, sin_[r].data() + at, half);
   }
 }
 
 void CpuBackend::rotate_and_cache(const AttentionArgs& args, int token) {
-  const LayerConfig& layer = config_.layers[static_cast<size_t>(args.layer)];
-  const auto rope = static_cast<size_t>(layer.rope);
-  const int half = static_cast<int>(config_.ropes[rope].inv_freq.size());
-  const float* cos = cos_[rope].data() + static_cast<int64_t>(token) * half;
-  const float* sin = sin_[rope].data() + static_cast<int64_t>(token) * half;
+  const int rope = config_.layers[static_cast<size_t>(args.layer)].rope;
   float* q = cpu(args.qkv).row(token);
   float* k = q + config_.q_size();
   float* v = k + config_.kv_size();
   const int dim = config_.head_dim;
   normalize_heads(args.q_norm, q, config_.num_heads);
   normalize_heads(args.k_norm, k, config_.num_kv_heads);
-  for (int h = 0; h < config_.num_heads; ++h) kernels_.rope(q + h * dim, cos, sin, half);
-  for (int h = 0; h < config_.num_kv_heads; ++h) kernels_.rope(k + h * dim, cos, sin, half);
+  rotate_heads(rope, token, q, config_.num_heads);
+  rotate_heads(rope, token, k, config_.num_kv_heads);
   const int64_t slot = batch_.slot_mapping[token];
   if (slot < 0) return;
   const auto offset = static_cast<int>(slot % options_.block_size);
@@ -394,6 +419,7 @@ void CpuBackend::paged_attention(const AttentionArgs& args) {
         .group = config_.group(),
         .head_dim = config_.head_dim,
         .scale = config_.query_scale,
+        .softcap = config_.attn_softcap,
         .window = config_.layers[static_cast<size_t>(args.layer)].window,
         .cache = cache(args.layer, 0, head),
         .block_stride = static_cast<int64_t>(layout_.head_bytes()) * heads,
@@ -407,6 +433,8 @@ void CpuBackend::paged_attention(const AttentionArgs& args) {
 // Columns [32 group, 32 group + 32) of the gated hidden rows, prepared for the down projection.
 void CpuBackend::gate_up(const ActRows& x, const GatedMlpArgs& args, const ActRows& hidden,
                          uint8_t forms, int64_t group, int worker) {
+  const auto gated_mul =
+      config_.activation == Activation::kGeluTanh ? kernels_.gelu_mul : kernels_.silu_mul;
   const size_t unpacked = linear_scratch_bytes(config_.hidden_size);
   auto* gate = reinterpret_cast<float*>(scratch(worker) + unpacked);
   float* up = gate + kGateRows * kGroup;
@@ -423,7 +451,7 @@ void CpuBackend::gate_up(const ActRows& x, const GatedMlpArgs& args, const ActRo
     }
     for (int64_t r = begin; r < end; ++r) {
       float* row = gate + (r - begin) * kGroup;
-      kernels_.silu_mul(row, up + (r - begin) * kGroup, columns);
+      gated_mul(row, up + (r - begin) * kGroup, columns);
       kernels_.prepare_row(row, columns, nullptr, 0.0f, forms, hidden.at(r, group * kGroup));
     }
   }
@@ -442,17 +470,19 @@ void CpuBackend::norm_gated_mlp(const GatedMlpArgs& args) {
                     gate_up(x, args, hidden, hidden_forms, g, worker);
                   }
                 });
-  const std::array products = {add_to(args.x, args.down)};
+  const std::array products = {add_to(args.x, args.down, args.post_norm)};
   const int down_tasks = tasks_for(products[0].weight.layout().num_panels(), options_.threads);
   parallel(down_tasks, [&](int task, int worker) {
     multiply_all(hidden, batch_.num_tokens, products, task, down_tasks, worker);
   });
+  add_post_norm(args.x, args.post_norm);
 }
 
 void CpuBackend::head(const HeadArgs& args) {
   const PanelWeight& weight = panels(args.weight);
   const int64_t vocab = config_.vocab_size;
   const int64_t chunks = ceil_div(vocab, kVocabChunk);
+  const bool scaled = config_.logit_scale != 1.0f || config_.final_softcap != 0.0f;
   auto* logits = reinterpret_cast<float*>(logits_.data());
   const std::span rows(batch_.sample_rows + args.first_row, static_cast<size_t>(args.num_rows));
   const Input in{cpu(args.x), &args.norm, rows};
@@ -467,7 +497,8 @@ void CpuBackend::head(const HeadArgs& args) {
           multiply(x, args.num_rows, to_part, panel, worker);
         }
         for (int r = 0; r < args.num_rows; ++r) {
-          const float* row = part + r * kVocabChunk;
+          float* row = part + r * kVocabChunk;
+          if (scaled) kernels_.soft_cap(row, count, config_.logit_scale, config_.final_softcap);
           chunk_stats_[static_cast<size_t>(r * chunks + chunk)] = kernels_.chunk_stats(row, count);
           if (wants_logits(args.first_row + r)) {
             std::copy(row, row + count, logits + r * vocab + first);

@@ -116,12 +116,14 @@ class CpuBackend final : public Backend {
   void multiply_all(const ActRows& x, int64_t rows, std::span<const Product> products, int task,
                     int num_tasks, int worker);
   void linear(const Input& in, std::span<const Product> products);
-  Product add_to(Buffer& x, const Linear& linear) const;
+  Product add_to(Buffer& x, const Linear& linear, const Weight* post_norm);
+  void add_post_norm(Buffer& x, const Weight* post_norm);
   void gate_up(const ActRows& x, const GatedMlpArgs& args, const ActRows& hidden, uint8_t forms,
                int64_t group, int worker);
   void rope_tables();
   void plan_tiles();
   void normalize_heads(const Weight* norm, float* heads, int count) const;
+  void rotate_heads(int rope, int token, float* heads, int count) const;
   void rotate_and_cache(const AttentionArgs& args, int token);
   bool wants_logits(int row) const;
   std::byte* cache(int layer, int64_t block, int kv_head);
@@ -140,6 +142,7 @@ class CpuBackend final : public Backend {
   AlignedBuffer cache_;
   ActMemory acts_;                      // prepared inputs of large batches
   ActMemory hidden_;                    // gated hidden rows of the MLP
+  std::unique_ptr<CpuBuffer> product_;  // what is normalised before it is added, or null
   std::vector<ActMemory> worker_acts_;  // [threads] prepared inputs of small batches
   std::vector<Flag> prepared_;          // [threads] whether worker_acts_ hold the input at hand
   std::vector<AlignedBuffer> scratch_;  // [threads]

@@ -82,7 +82,8 @@ struct LinearOut {
   int64_t stride = 0;           // elements between rows of y
   int columns = kLanes;         // columns of the panel that exist
   const float* bias = nullptr;  // of those columns, or null
-  bool add = false;             // y += product instead of y = product
+  bool add = false;             // y += scale * product instead of y = product
+  float scale = 1.0f;
 };
 
 // One tile of attention: query rows that share a KV head.
@@ -96,6 +97,7 @@ struct AttentionTile {
   int group = 0;  // query heads per KV head
   int head_dim = 0;
   float scale = 0.0f;
+  float softcap = 0.0f;  // of the scaled scores; 0: none
   int window = 0;
   const std::byte* cache = nullptr;  // of this layer and KV head
   int64_t block_stride = 0;          // bytes between blocks
@@ -138,8 +140,15 @@ struct KernelTable {
                        int64_t rows, bool float_acts, std::byte* scratch, const LinearOut& out);
   // gate[i] = silu(gate[i]) * up[i]
   void (*silu_mul)(float* gate, const float* up, int64_t n);
-  // head[i] = head[i] * rsqrt(mean(head^2) + eps) * weight[i], in place.
-  void (*norm_head)(float* head, int64_t n, const float* weight, float eps);
+  // gate[i] = gelu(gate[i]) * up[i], GELU by its tanh approximation
+  void (*gelu_mul)(float* gate, const float* up, int64_t n);
+  // x[i] = x[i] * rsqrt(mean(x^2) + eps) * weight[i]
+  void (*norm_in_place)(float* x, int64_t n, const float* weight, float eps);
+  // x[i] += factor * y[i] * rsqrt(mean(y^2) + eps) * weight[i]
+  void (*add_normed)(float* x, const float* y, int64_t n, const float* weight, float eps,
+                     float factor);
+  // x[i] = cap * tanh(scale * x[i] / cap); cap 0: x[i] = scale * x[i]
+  void (*soft_cap)(float* x, int64_t n, float scale, float cap);
   // Rotates the first 2 * half dimensions of one head in place.
   void (*rope)(float* head, const float* cos, const float* sin, int half);
   // Writes one token's K and V of one KV head into its group of the cache (see cache_layout.h).
