@@ -119,7 +119,7 @@ PYTHON_MAY_IMPORT = {
     "": BASE | {"engine", "llm", "_core"},
     "tenancy": {"errors", "tenancy"},
     "server": BASE | {"tokenizer", "engine", "tenancy", "server"},
-    "cli": BASE | {"engine", "llm", "pull", "tenancy", "server"},
+    "cli": BASE | {"engine", "llm", "pull", "tenancy", "server", "cli"},
     "__main__": {"cli"},
 }
 

@@ -1,0 +1,146 @@
+"""``rapshee-engine serve``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rapshee_engine.cli.common import add_command
+from rapshee_engine.cli.engine_options import add_engine_options, engine_options
+from rapshee_engine.cli.models import default_model, existing_model
+from rapshee_engine.errors import ConfigError
+from rapshee_engine.pull import DEFAULT_MODEL
+from rapshee_engine.server.launch import LaunchOptions, launch
+from rapshee_engine.tenancy.keys import check_key_text, home_folder
+
+__all__ = ["add"]
+
+# The hosted API's names, for clients that know them.
+_DEFAULT_NAMES = ("rapshee-1", "rapshee-1-mini")
+
+
+def add(commands: Any) -> None:
+    command = add_command(
+        commands,
+        "serve",
+        _serve,
+        "serve models over HTTP until interrupted",
+        "examples:\n"
+        "  rapshee-engine serve\n"
+        "  rapshee-engine serve --model tiny=./tiny.gguf --model big=./big-folder --port 9000\n"
+        "  RAPSHEE_API_KEY=secret rapshee-engine serve --host 0.0.0.0\n\n"
+        "The first start makes an API key, shows it on the terminal (or writes it to a file if\n"
+        "there is none) and keeps its hash in $RAPSHEE_HOME (~/.local/share/rapshee-engine).\n"
+        "Without --model, the first start downloads the default model as `pull` does.",
+    )
+    command.add_argument(
+        "--model",
+        metavar="NAME=PATH",
+        action="append",
+        type=_named_path,
+        default=[],
+        help="serve the GGUF file or Hugging Face folder at PATH as NAME; repeatable "
+        f"(default: {DEFAULT_MODEL.name} as {' and '.join(_DEFAULT_NAMES)})",
+    )
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    command.add_argument("--port", type=_port, default=8000, help="0: any free one (%(default)s)")
+    keys = command.add_argument_group("authentication")
+    keys.add_argument(
+        "--api-key",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="accept this key too; repeatable. Other users of the machine can see it: "
+        "better set RAPSHEE_API_KEY or use a file",
+    )
+    keys.add_argument("--api-key-file", metavar="FILE", help="accept the keys in FILE, one a line")
+    keys.add_argument(
+        "--no-auth", action="store_true", help="need no key; only with a loopback --host"
+    )
+    add_engine_options(command)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    given_keys, hint = _given_keys(options, os.environ)
+    launch(
+        LaunchOptions(
+            models=_models(options.model),
+            engine_options=engine_options(options),
+            host=options.host,
+            port=options.port,
+            home=home_folder(os.environ),
+            given_keys=given_keys,
+            given_key_hint=hint,
+            authenticate=not options.no_auth,
+        )
+    )
+
+
+def _named_path(text: str) -> tuple[str, str]:
+    name, separator, path = text.partition("=")
+    if not separator or not path or not name.isprintable() or not name or " " in name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, path
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 0 to 65535")
+    return int(text)
+
+
+def _models(given: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Served name -> absolute path.
+
+    Raises:
+        ConfigError: a name comes twice, or nothing lies at a path.
+    """
+    if not given:
+        return dict.fromkeys(_DEFAULT_NAMES, default_model())
+    models: dict[str, str] = {}
+    for name, path in given:
+        if name in models:
+            raise ConfigError(f"--model {name} is given twice; give every model its own name")
+        models[name] = existing_model(path)
+    return models
+
+
+def _given_keys(
+    options: argparse.Namespace, environ: Mapping[str, str]
+) -> tuple[tuple[str, ...], str]:
+    """The keys that the operator chose, and how a shell gets one of them.
+
+    Raises:
+        ConfigError: a key cannot be sent in a header, or the file cannot be read.
+    """
+    keys = []
+    hint = ""
+    if environ.get("RAPSHEE_API_KEY"):
+        hint = "$RAPSHEE_API_KEY"
+        keys.append(check_key_text(environ["RAPSHEE_API_KEY"], source="RAPSHEE_API_KEY"))
+    if options.api_key_file is not None:
+        hint = hint or f"$(grep -m1 '^[^#]' {shlex.quote(options.api_key_file)})"
+        keys += _keys_in_file(options.api_key_file)
+    for key in options.api_key:
+        hint = hint or "YOUR_KEY"
+        keys.append(check_key_text(key, source="--api-key"))
+    if keys and options.no_auth:
+        raise ConfigError("--no-auth takes no keys: remove it, or the keys")
+    return tuple(keys), hint
+
+
+def _keys_in_file(name: str) -> list[str]:
+    try:
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read --api-key-file {name}: {error}") from None
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"--api-key-file {name} holds no key; write one a line")
+    return [check_key_text(key, source=f"--api-key-file {name}") for key in keys]
