@@ -13,6 +13,7 @@ from rapshee_engine.cli import models
 from rapshee_engine.config import EngineConfig
 from rapshee_engine.errors import DownloadError
 from rapshee_engine.server.launch import LaunchOptions
+from rapshee_engine.server.settings import ServerSettings
 
 
 def test_serve_defaults(launches: list[LaunchOptions], home: Path) -> None:
@@ -23,6 +24,7 @@ def test_serve_defaults(launches: list[LaunchOptions], home: Path) -> None:
     assert (options.host, options.port) == ("127.0.0.1", 8000)
     assert options.home == home / "home"
     assert options.authenticate
+    assert options.settings == ServerSettings()
     assert options.given_keys == ()
     # The command's defaults are the engine's.
     assert EngineConfig(model="m", **options.engine_options) == EngineConfig(model="m")
@@ -34,6 +36,7 @@ def test_serve_passes_everything_on(
     template = tmp_path / "chat.jinja"
     template.write_text("{{ messages }}")
     arguments = f"""serve --model a={model} --model b={model} --host ::1 --port 0 --no-auth
+        --drain-timeout 1.5
         --device cuda:1 --dtype float16 --load-format dummy --max-model-len 100
         --kv-cache-memory 2G --block-size 16
         --max-num-seqs 3 --max-num-batched-tokens 4 --threads 5 --no-prefix-caching
@@ -42,6 +45,7 @@ def test_serve_passes_everything_on(
     (options,) = launches
     assert options.models == {"a": model, "b": model}
     assert (options.host, options.port, options.authenticate) == ("::1", 0, False)
+    assert options.settings == ServerSettings(drain_timeout_s=1.5)
     assert options.engine_options == {
         "device": "cuda:1",
         "dtype": "float16",
@@ -73,6 +77,9 @@ def test_sizes(launches: list[LaunchOptions], text: str, size: int) -> None:
     [
         ["--kv-cache-memory", "lots"],
         ["--kv-cache-memory", "-1G"],
+        ["--drain-timeout", "-1"],
+        ["--drain-timeout", "nan"],
+        ["--drain-timeout", "1e99"],
         ["--port", "65536"],
         ["--port", "-1"],
         ["--port", "http"],

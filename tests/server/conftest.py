@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import pytest
 from rapshee_engine.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
 from rapshee_engine.server.app import build_app
+from rapshee_engine.server.drain import Drain
 from rapshee_engine.server.registry import EngineRegistry
 from rapshee_engine.server.serve import HttpServer, bind
 from rapshee_engine.server.settings import ServerSettings
@@ -138,12 +140,14 @@ def engine() -> FakeEngine:
 def make_app(engine: FakeEngine) -> Callable[..., Any]:
     """An application that serves the engine as ``fake`` and ``fake-mini``."""
 
-    def make(*, auth: bool = True, max_pending: int = 64, **settings: Any) -> Any:
+    def make(
+        *, auth: bool = True, max_pending: int = 64, drain: Drain | None = None, **settings: Any
+    ) -> Any:
         registry = EngineRegistry(
             {"fake": engine, "fake-mini": engine}, created=CREATED, max_pending=max_pending
         )
         identify = (lambda key: "id" if key == KEY else None) if auth else None
-        return build_app(registry, ServerSettings(**settings), identify=identify)
+        return build_app(registry, ServerSettings(**settings), identify=identify, drain=drain)
 
     return make
 
@@ -196,17 +200,20 @@ def refusal(chat: Callable[..., httpx.Response]) -> Callable[..., dict[str, Any]
 
 
 @pytest.fixture
-def live(make_app: Callable[..., Any], engine: FakeEngine) -> Callable[..., Any]:
-    """Context manager: the application behind the real HTTP server; yields its port."""
+def live_server(make_app: Callable[..., Any], engine: FakeEngine) -> Callable[..., Any]:
+    """Context manager: the application behind the real HTTP server; yields server and port. At the
+    end it drains."""
 
     @contextmanager
-    def running(**options: Any) -> Iterator[int]:
+    def running(**options: Any) -> Iterator[tuple[HttpServer, int]]:
         settings = ServerSettings(**options)
+        drain = Drain()
         listening = threading.Event()
         with bind("127.0.0.1", 0) as listener:
             server = HttpServer(
-                make_app(max_body_bytes=settings.max_body_bytes),
+                make_app(max_body_bytes=settings.max_body_bytes, drain=drain),
                 settings,
+                drain=drain,
                 on_listening=listening.set,
                 end_requests=engine.closing.set,
             )
@@ -215,9 +222,22 @@ def live(make_app: Callable[..., Any], engine: FakeEngine) -> Callable[..., Any]
             thread.start()
             try:
                 assert listening.wait(30)
-                yield port
+                yield server, port
             finally:
-                server.should_exit = True
+                if not drain.is_draining:
+                    server.handle_exit(signal.SIGTERM, None)
                 thread.join()
+
+    return running
+
+
+@pytest.fixture
+def live(live_server: Callable[..., Any]) -> Callable[..., Any]:
+    """Context manager: the application behind the real HTTP server; yields its port."""
+
+    @contextmanager
+    def running(**options: Any) -> Iterator[int]:
+        with live_server(**options) as (_, port):
+            yield port
 
     return running

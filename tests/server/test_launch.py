@@ -44,9 +44,7 @@ class Launched:
             engine.close = self._count_close
             return engine
 
-        def serve(
-            app: Any, _settings: Any, _listener: Any, *, on_listening: Any, end_requests: Any
-        ) -> None:
+        def serve(app: Any, *_: Any, on_listening: Any, end_requests: Any, **_options: Any) -> None:
             self.end_requests = end_requests
             on_listening()
             self.while_serving(app)

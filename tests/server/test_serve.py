@@ -1,4 +1,4 @@
-"""The server process: sockets, clients that leave, and stopping."""
+"""The server process: sockets, clients that leave, and its end."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from rapshee_engine.errors import ConfigError, EngineClosedError
+from rapshee_engine.errors import ConfigError
 from rapshee_engine.server.serve import bind
 
 Live = Callable[..., Any]
@@ -27,6 +26,7 @@ HEADERS = {"authorization": "Bearer test-key"}
 STANDALONE = """
 import sys
 from starlette.responses import PlainTextResponse
+from rapshee_engine.server.drain import Drain
 from rapshee_engine.server.serve import bind, serve
 from rapshee_engine.server.settings import ServerSettings
 
@@ -36,6 +36,7 @@ with bind("127.0.0.1", 0) as listener:
         PlainTextResponse("hello"),
         ServerSettings(),
         listener,
+        drain=Drain(),
         on_listening=lambda: print(port, sys.getswitchinterval(), flush=True),
         end_requests=lambda: None,
     )
@@ -74,43 +75,6 @@ def test_a_connection_serves_many_requests(live: Live) -> None:
     with live() as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
         for _ in range(3):
             assert http.post("/v1/chat/completions", json=BODY, headers=HEADERS).status_code == 200
-
-
-def test_stopping_makes_running_requests_fail(live: Live, engine: Any) -> None:
-    async def until_closed(index: int) -> None:
-        if index:
-            await asyncio.to_thread(engine.closing.wait)
-            raise EngineClosedError("closed")
-
-    engine.before_token = until_closed
-    body = {**BODY, "stream": True}
-    with httpx.Client(timeout=30) as http:
-        with live(shutdown_grace_s=0) as port:
-            url = f"http://127.0.0.1:{port}/v1/chat/completions"
-            request = http.build_request("POST", url, json=body, headers=HEADERS)
-            answer = http.send(request, stream=True)
-            assert answer.status_code == 200
-        *_, last = [line for line in answer.iter_lines() if line]
-    assert json.loads(last[6:])["error"]["code"] == "server_shutting_down"
-
-
-def test_requests_that_end_in_time_are_not_cut(live: Live, engine: Any) -> None:
-    stopping = threading.Event()
-
-    async def until_stopping(index: int) -> None:
-        if index:
-            await asyncio.to_thread(stopping.wait)
-
-    engine.before_token = until_stopping
-    body = {**BODY, "stream": True}
-    with httpx.Client(timeout=30) as http:
-        with live(shutdown_grace_s=600) as port:
-            url = f"http://127.0.0.1:{port}/v1/chat/completions"
-            request = http.build_request("POST", url, json=body, headers=HEADERS)
-            answer = http.send(request, stream=True)
-            stopping.set()
-        assert answer.read().endswith(b"data: [DONE]\n\n")
-    assert not engine.closing.is_set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

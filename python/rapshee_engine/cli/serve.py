@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ from rapshee_engine.cli.models import default_model, existing_model
 from rapshee_engine.errors import ConfigError
 from rapshee_engine.pull import DEFAULT_MODEL
 from rapshee_engine.server.launch import LaunchOptions, launch
+from rapshee_engine.server.settings import ServerSettings
 from rapshee_engine.tenancy.keys import check_key_text, home_folder
 
 __all__ = ["add"]
 
+_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 # The hosted API's names, for clients that know them.
 _DEFAULT_NAMES = ("rapshee-1", "rapshee-1-mini")
 
@@ -49,6 +52,14 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     command.add_argument("--port", type=_port, default=8000, help="0: any free one (%(default)s)")
+    command.add_argument(
+        "--drain-timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=ServerSettings().drain_timeout_s,
+        help="time that running requests have to end after SIGTERM or Ctrl-C, while new ones get "
+        "503; a second signal ends the server at once (%(default)g)",
+    )
     keys = command.add_argument_group("authentication")
     keys.add_argument(
         "--api-key",
@@ -78,6 +89,7 @@ def _serve(options: argparse.Namespace) -> None:
             given_keys=given_keys,
             given_key_hint=hint,
             authenticate=not options.no_auth,
+            settings=ServerSettings(drain_timeout_s=options.drain_timeout),
         )
     )
 
@@ -93,6 +105,12 @@ def _port(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 0 to 65535")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give seconds, such as 30 or 0.5")
+    return float(text)
 
 
 def _models(given: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rapshee_engine.server.auth import BearerAuthMiddleware
+from rapshee_engine.server.drain import Drain, DrainMiddleware
 from rapshee_engine.server.middleware import (
     ErrorMiddleware,
     LoopbackHostMiddleware,
@@ -30,25 +31,34 @@ def build_app(
     settings: ServerSettings,
     *,
     identify: Callable[[str], str | None] | None,
+    drain: Drain | None = None,
 ) -> Starlette:
     """The application.
 
     Parameters:
         identify: id of a presented API key, or None for an unknown one. Without it there is no
             authentication, and only requests to a loopback ``Host`` are answered.
+        drain: what the server ends by; without it the application takes requests as long as it
+            lives.
     """
     guard = (
         Middleware(LoopbackHostMiddleware)
         if identify is None
         else Middleware(BearerAuthMiddleware, identify=identify)
     )
+    drain = drain or Drain()
     app = Starlette(
         routes=[
             *ChatEndpoints(registry, settings).routes(),
             *ModelEndpoints(registry).routes(),
-            *HealthEndpoints(registry).routes(),
+            *HealthEndpoints(registry, drain).routes(),
         ],
-        middleware=[Middleware(RequestHeadersMiddleware), Middleware(ErrorMiddleware), guard],
+        middleware=[
+            Middleware(RequestHeadersMiddleware),
+            Middleware(ErrorMiddleware),
+            guard,
+            Middleware(DrainMiddleware, drain=drain),
+        ],
         exception_handlers={HTTPException: _pass_on},
     )
     # A redirect would be the one answer that is not JSON.

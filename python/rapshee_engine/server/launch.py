@@ -19,6 +19,7 @@ import msgspec
 from rapshee_engine.engine.async_engine import AsyncEngine
 from rapshee_engine.errors import ConfigError
 from rapshee_engine.server.app import build_app
+from rapshee_engine.server.drain import Drain
 from rapshee_engine.server.registry import EngineRegistry
 from rapshee_engine.server.serve import bind, serve
 from rapshee_engine.server.settings import ServerSettings
@@ -54,7 +55,7 @@ class LaunchOptions:
 
 
 def launch(options: LaunchOptions) -> None:
-    """Serve until SIGINT or SIGTERM, then give everything back.
+    """Serve until SIGINT or SIGTERM, drain, then give everything back.
 
     What can be wrong without a model is found before any is loaded.
 
@@ -77,7 +78,8 @@ def launch(options: LaunchOptions) -> None:
             engines, created=int(time.time()), max_pending=options.settings.max_pending
         )
         identify = Keyring(store, options.given_keys).identify if options.authenticate else None
-        app = build_app(registry, options.settings, identify=identify)
+        drain = Drain()
+        app = build_app(registry, options.settings, identify=identify, drain=drain)
         # A first key is made only now, so that a start that fails does not use it up unseen.
         access = _Access.prepare(options, store)
         url = _url(options.host, listener)
@@ -85,6 +87,7 @@ def launch(options: LaunchOptions) -> None:
             app,
             options.settings,
             listener,
+            drain=drain,
             on_listening=lambda: _announce(url, list(options.models), access),
             end_requests=lambda: _close_all(engines.values()),
         )

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import socket
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -13,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from rapshee_engine.errors import ConfigError
+from rapshee_engine.server.drain import Drain
 from rapshee_engine.server.http_protocol import BoundedHttpProtocol
 from rapshee_engine.server.settings import ServerSettings
 
@@ -27,10 +29,15 @@ _LAST_WORDS_S = 5
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn's server with callbacks, which ends normally after a signal.
+    """uvicorn's server, which drains before it ends, with callbacks.
 
-    ``on_listening`` is called when clients can connect; ``end_requests``, in a thread, when running
-    requests have had ``shutdown_grace_s`` to end by themselves, and makes them fail.
+    From the first signal on, the application refuses new work (that is ``drain``'s part), while
+    connections are still accepted and answered. When all requests have ended, or after
+    ``drain_timeout_s``, the server closes everything and ends normally. A second signal ends it at
+    once.
+
+    ``on_listening`` is called when clients can connect; ``end_requests``, in a thread, when the
+    timeout is over, and makes the requests that still run fail.
     """
 
     def __init__(
@@ -38,6 +45,7 @@ class HttpServer(uvicorn.Server):
         app: ASGIApp,
         settings: ServerSettings,
         *,
+        drain: Drain,
         on_listening: Callable[[], None],
         end_requests: Callable[[], None],
     ) -> None:
@@ -56,10 +64,12 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=settings.keep_alive_s,
-                timeout_graceful_shutdown=settings.shutdown_grace_s + _LAST_WORDS_S,
+                timeout_graceful_shutdown=_LAST_WORDS_S,
             )
         )
-        self._grace_s = settings.shutdown_grace_s
+        self._drain = drain
+        self._drain_timeout_s = settings.drain_timeout_s
+        self._drain_deadline = float("inf")
         self._on_listening = on_listening
         self._end_requests = end_requests
 
@@ -68,20 +78,27 @@ class HttpServer(uvicorn.Server):
         if self.started:
             self._on_listening()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        ending = asyncio.create_task(self._end_after_grace())
-        await super().shutdown(sockets)
-        ending.cancel()
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to leave the main loop; asked ten times a second."""
+        if await super().on_tick(counter):
+            return True
+        if not self._drain.is_draining:
+            return False
+        return not self._drain.num_running or time.monotonic() >= self._drain_deadline
 
-    async def _end_after_grace(self) -> None:
-        await asyncio.sleep(self._grace_s)
-        await asyncio.to_thread(self._end_requests)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._drain.num_running and not self.force_exit:
+            await asyncio.to_thread(self._end_requests)
+        await super().shutdown(sockets)
 
     def handle_exit(self, _sig: int, _frame: FrameType | None) -> None:
-        """Stop gracefully, on a second signal at once. uvicorn's own also remembers the signal and
+        """Drain, on a second signal stop at once. uvicorn's own also remembers the signal and
         raises it again at the end, so that an orderly stop would look like a crash."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        if self._drain.is_draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._drain_deadline = time.monotonic() + self._drain_timeout_s
+        self._drain.begin()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -113,10 +130,14 @@ def serve(
     settings: ServerSettings,
     listener: socket.socket,
     *,
+    drain: Drain,
     on_listening: Callable[[], None],
     end_requests: Callable[[], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM. Call from the main thread of a process of its own."""
+    """Serve until SIGINT or SIGTERM, then drain. Call it in a process of its own, from the main
+    thread."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    server = HttpServer(app, settings, on_listening=on_listening, end_requests=end_requests)
+    server = HttpServer(
+        app, settings, drain=drain, on_listening=on_listening, end_requests=end_requests
+    )
     server.run(sockets=[listener])

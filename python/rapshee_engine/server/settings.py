@@ -20,7 +20,7 @@ class ServerSettings:
             connection is cut.
         keep_alive_s: seconds an idle connection stays open. Longer than common clients keep theirs
             in a pool, so that no request is sent into a connection that is being closed.
-        shutdown_grace_s: seconds running requests have to end after SIGINT or SIGTERM.
+        drain_timeout_s: seconds running requests have to end after SIGINT or SIGTERM.
         max_pending: most completions of one engine that run or wait; beyond it 503.
     """
 
@@ -30,5 +30,5 @@ class ServerSettings:
     body_timeout_s: float = 60.0
     write_timeout_s: float = 60.0
     keep_alive_s: int = 75
-    shutdown_grace_s: int = 5
+    drain_timeout_s: float = 30.0
     max_pending: int = 1024
