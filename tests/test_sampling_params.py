@@ -39,13 +39,13 @@ GOOD: list[tuple[str, Any]] = [
     ("logprobs", 0),
     ("logprobs", 20),
     ("prompt_logprobs", 20),
+    ("max_tokens", 0),
 ]
 BAD: list[tuple[str, Any]] = [
     ("n", 0),
     ("n", 129),
     ("n", 1.0),
     ("n", True),
-    ("max_tokens", 0),
     ("max_tokens", -1),
     ("max_tokens", 1 << 64),
     ("min_tokens", -1),

@@ -50,9 +50,9 @@ class ContextLengthError(InvalidRequestError):
     ) -> None:
         """Raise it if the prompt, which came in the field ``param``, leaves no room for a token, or
         not the room that was asked for."""
-        asked = num_prompt_tokens + (max_tokens or 0)
-        if num_prompt_tokens < max_model_len and asked <= max_model_len:
+        if num_prompt_tokens + (1 if max_tokens is None else max_tokens) <= max_model_len:
             return
+        asked = num_prompt_tokens + (max_tokens or 0)
         split = f"{num_prompt_tokens} in the {param}"
         if max_tokens is not None:
             split += f", {max_tokens} in the completion"

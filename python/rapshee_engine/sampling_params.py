@@ -33,7 +33,8 @@ class SamplingParams:
 
     Attributes:
         n: completions of the prompt, 1 to 128. Completion ``i`` draws with ``seed + i``.
-        max_tokens: most tokens to generate; None: up to the end of the context.
+        max_tokens: most tokens to generate; None: up to the end of the context. 0: the prompt is
+            computed, for its log-probabilities or for the prefix cache, and nothing is drawn.
         min_tokens: end-of-sequence and stop tokens are not drawn before that many tokens.
         temperature: 0 to 2; 0 is greedy.
         top_k: draw from the k most likely tokens; 0 or -1: off.
@@ -85,7 +86,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _integer("n", self.n, 1, 128)
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, 1 << 31)
+            _integer("max_tokens", self.max_tokens, 0, 1 << 31)
         _integer("min_tokens", self.min_tokens, 0, 1 << 31)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(

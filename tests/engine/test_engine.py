@@ -72,6 +72,7 @@ CASES = {
     "masked": params(allowed_token_ids=[3, 5, 8, EOS], min_tokens=4, max_tokens=12),
     "scored": params(prompt_logprobs=2),
 }
+SCORED_ALONE = params(prompt_logprobs=2, max_tokens=0)
 
 
 def crowd(engine: Engine) -> None:
@@ -162,6 +163,28 @@ def test_a_preempted_request_yields_the_same(
     options, expected = case
     engine = make_engine(num_blocks=num_blocks, max_num_seqs=4, async_scheduling=async_scheduling)
     actual = preempted(engine, options)
+    assert actual.outputs == expected.outputs
+    assert actual.prompt_logprobs == expected.prompt_logprobs
+
+
+@ASYNC
+@pytest.mark.parametrize("budget", [2, 9, 64])
+def test_a_prompt_is_scored_the_same(budget: int, async_scheduling: bool) -> None:
+    expected = alone(make_engine(), SCORED_ALONE)
+    assert expected.prompt_logprobs == alone(make_engine(), CASES["scored"]).prompt_logprobs
+    for scene in (among_others, late_among_others, after_the_same_prompt):
+        engine = make_engine(
+            max_num_batched_tokens=budget, max_num_seqs=2, async_scheduling=async_scheduling
+        )
+        assert scene(engine, SCORED_ALONE).prompt_logprobs == expected.prompt_logprobs
+
+
+@ASYNC
+def test_a_preempted_prompt_is_scored_the_same(async_scheduling: bool) -> None:
+    engine = make_engine(
+        num_blocks=12, max_num_seqs=2, max_num_batched_tokens=2, async_scheduling=async_scheduling
+    )
+    actual, expected = preempted(engine, SCORED_ALONE), alone(make_engine(), SCORED_ALONE)
     assert actual.outputs == expected.outputs
     assert actual.prompt_logprobs == expected.prompt_logprobs
 
@@ -358,15 +381,58 @@ def test_prompt_logprobs_cover_the_prompt(budget: int) -> None:
     assert engine.stats.prefix_cache_hits == 16  # the second completion's
 
 
+@ASYNC
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("length", [1, 9, 64])
+def test_without_tokens_to_generate_only_the_prompt_is_computed(
+    length: int, n: int, async_scheduling: bool
+) -> None:
+    engine = make_engine(max_num_batched_tokens=8, async_scheduling=async_scheduling)
+    prompt = [i % 200 for i in range(length)]
+    output = generate(engine, prompt, params(max_tokens=0, prompt_logprobs=1, n=n))
+    assert [(o.token_ids, o.text, o.finish_reason) for o in output.outputs] == [
+        ([], "", "length")
+    ] * n
+    assert output.prompt_logprobs is not None
+    assert [next(iter(e)) for e in output.prompt_logprobs if e is not None] == prompt[1:]
+    assert engine.stats.generation_tokens == 0
+    assert engine.stats.finished["length"] == n
+
+
+def test_without_tokens_to_generate_the_prefix_cache_is_filled() -> None:
+    engine = make_engine()
+    (event,) = stream_of(engine, RequestOutputKind.DELTA, max_tokens=0)
+    assert (event.finished, event.prompt_logprobs) == (True, None)
+    assert alone(engine, params()).num_cached_tokens == 16
+
+
+@ASYNC
+@pytest.mark.parametrize("max_tokens", [0, 1, 4])
+def test_a_prompt_that_cannot_be_scored_is_a_failure(
+    max_tokens: int, async_scheduling: bool
+) -> None:
+    engine = make_engine(async_scheduling=async_scheduling, max_num_batched_tokens=8)
+    runner_of(engine).unsamplable_seeds.add(0)  # that of rows which score
+    options = params(prompt_logprobs=0, max_tokens=max_tokens)
+    engine.add_request("broken", {"prompt_token_ids": PROMPT}, options)
+    (failure,) = drain(engine)
+    assert isinstance(failure, RequestFailure)
+    assert "not finite" in str(failure.error)
+    assert engine.stats.finished == {"stop": 0, "length": 0, "abort": 0, "error": 1}
+
+
 # Streams
 
 
-def stream(kind: RequestOutputKind, **options: Any) -> list[RequestOutput]:
-    engine = make_engine()
+def stream_of(engine: Engine, kind: RequestOutputKind, **options: Any) -> list[RequestOutput]:
     engine.add_request("only", {"prompt_token_ids": PROMPT}, params(output_kind=kind, **options))
     events = drain(engine)
     assert all(isinstance(event, RequestOutput) for event in events)
     return events  # type: ignore[return-value]
+
+
+def stream(kind: RequestOutputKind, **options: Any) -> list[RequestOutput]:
+    return stream_of(make_engine(), kind, **options)
 
 
 @pytest.mark.parametrize("n", [1, 3])

@@ -90,15 +90,17 @@ def test_min_tokens_must_leave_something_to_draw() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "max_tokens"), [(31, 1), (16, 16), (1, 31), (31, None), (1, None)]
+    ("length", "max_tokens"), [(31, 1), (16, 16), (1, 31), (31, None), (1, None), (32, 0)]
 )
 def test_what_fits_the_context_is_taken(length: int, max_tokens: int | None) -> None:
     group = process("a" * length, max_tokens=max_tokens)
-    assert group.completions[0].request.max_tokens == (max_tokens or 32 - length)
+    expected = 32 - length if max_tokens is None else max_tokens
+    assert group.completions[0].request.max_tokens == expected
 
 
 @pytest.mark.parametrize(
-    ("length", "max_tokens", "asked"), [(32, 1, 33), (16, 17, 33), (32, None, 32), (40, None, 40)]
+    ("length", "max_tokens", "asked"),
+    [(32, 1, 33), (16, 17, 33), (32, None, 32), (40, None, 40), (33, 0, 33)],
 )
 def test_what_does_not_fit_the_context_is_refused(
     length: int, max_tokens: int | None, asked: int
@@ -120,6 +122,9 @@ def test_what_can_never_fit_the_cache_is_refused() -> None:
         process("a" * 20, max_tokens=None, kv_cache_tokens=20)
     group = process("a" * 10, max_tokens=None, kv_cache_tokens=20)
     assert group.completions[0].request.max_tokens == 10
+    with pytest.raises(InvalidRequestError, match="kv_cache_memory_bytes"):
+        process("a" * 21, max_tokens=0, kv_cache_tokens=20)
+    process("a" * 20, max_tokens=0, kv_cache_tokens=20)
 
 
 def test_completions_are_sequences_that_follow_the_first() -> None:

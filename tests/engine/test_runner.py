@@ -251,7 +251,11 @@ class Rig:
 
 
 def generate(rig: Rig, engine: Engine, options: SamplingParams) -> RequestOutput:
-    engine.add_request("only", {"prompt_token_ids": PROMPT}, rig.shortened(options))
+    return generate_all(engine, rig.shortened(options))
+
+
+def generate_all(engine: Engine, options: SamplingParams) -> RequestOutput:
+    engine.add_request("only", {"prompt_token_ids": PROMPT}, options)
     outputs = {}
     while engine.has_unfinished:
         for event in engine.step():
@@ -321,3 +325,19 @@ def test_a_request_yields_the_same_bits(
     engine.close()
     assert actual.outputs == expected[name].outputs
     assert actual.prompt_logprobs == expected[name].prompt_logprobs
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_a_preempted_prompt_is_scored_the_same(
+    rig: Rig, expected: dict[str, RequestOutput], async_scheduling: bool
+) -> None:
+    """A token of the prompt a step, beside a sequence that soon needs its blocks."""
+    engine = rig.engine(
+        num_blocks=7, max_num_batched_tokens=2, max_num_seqs=2, async_scheduling=async_scheduling
+    )
+    engine.add_request("before", {"prompt_token_ids": [9] * 46}, params(max_tokens=40))
+    output = generate_all(engine, params(prompt_logprobs=2, max_tokens=0))
+    assert engine.stats.num_preemptions > 0
+    engine.close()
+    assert output.prompt_logprobs == expected["scored"].prompt_logprobs
+    assert [(o.token_ids, o.finish_reason) for o in output.outputs] == [([], "length")]

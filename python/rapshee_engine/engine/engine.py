@@ -262,11 +262,11 @@ class Engine:
         ]
         now = time.monotonic()
         accepted = self.scheduler.update(step, drawn)
-        for sequence, row, token_id in zip(accepted, first_rows, drawn, strict=True):
+        for sequence, row in zip(accepted, first_rows, strict=True):
             if sequence is None or sequence.request not in self._completions:
                 continue
             group, completion = self._completions[sequence.request]
-            if token_id == _NO_TOKEN:
+            if _NO_TOKEN in rows.token_ids[row : row + sequence.num_rows]:
                 self._fail_group(group, StepError("the model's output is not finite"))
                 continue
             try:
@@ -283,6 +283,7 @@ class Engine:
             self.scheduler.finish(sequence.request, RequestStatus.STOPPED)
         if sequence.samples:
             self._observe_token(group, completion, now)
+        if sequence.samples or sequence.request.is_finished:
             self._changed[group] = None
         if sequence.request.is_finished:
             self._forget(group, completion)
@@ -318,9 +319,8 @@ class Engine:
 
     def _end(self, group: RequestGroup, status: RequestStatus) -> None:
         for completion in group.completions:
-            if not completion.request.is_finished:
-                self.scheduler.finish(completion.request, status)
             if completion.request in self._completions:
+                self.scheduler.finish(completion.request, status)
                 self._forget(group, completion)
                 group.changed.append(completion)
 
@@ -387,7 +387,7 @@ def _first_rows(step: ScheduledStep) -> list[int]:
     rows, row = [], 0
     for sequence in step.sequences:
         rows.append(row)
-        row += sequence.num_scored + sequence.samples
+        row += sequence.num_rows
     return rows
 
 

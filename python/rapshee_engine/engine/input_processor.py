@@ -139,11 +139,12 @@ class InputProcessor:
     def _max_tokens(self, num_prompt_tokens: int, max_tokens: int | None) -> int:
         ContextLengthError.check(num_prompt_tokens, max_tokens, self.max_model_len, param="prompt")
         limit = min(self.max_model_len, self.kv_cache_tokens)
-        if num_prompt_tokens >= limit or num_prompt_tokens + (max_tokens or 0) > limit:
+        room = 1 if max_tokens is None else max_tokens
+        if num_prompt_tokens + room > limit:
             raise InvalidRequestError(
-                f"the request needs {num_prompt_tokens} tokens for the prompt and "
-                f"{max_tokens or 1} for the completion, but the KV cache holds {limit}; ask for "
-                "less, or start the engine with a larger kv_cache_memory_bytes"
+                f"the request needs {num_prompt_tokens} tokens for the prompt and {room} for the "
+                f"completion, but the KV cache holds {limit}; ask for less, or start the engine "
+                "with a larger kv_cache_memory_bytes"
             )
         return limit - num_prompt_tokens if max_tokens is None else max_tokens
 

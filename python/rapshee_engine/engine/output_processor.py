@@ -152,6 +152,7 @@ class RequestGroup:
             if params.logprobs is not None:
                 logprobs = rows.logprobs(sample_row, params.logprobs)
             completion.append(rows.token_ids[sample_row], logprobs)
+        if sequence.samples or completion.request.is_finished:
             self.changed.append(completion)
 
     def output(self) -> RequestOutput | None:

@@ -31,7 +31,7 @@ class Request:
 
     Attributes:
         token_ids: prompt, then generated tokens whose step was collected.
-        max_tokens: most tokens to generate, resolved.
+        max_tokens: most tokens to generate, resolved; 0: only the prompt is computed.
         seed: 0 <= seed < 2**64.
         stop_token_ids: tokens that end it, end-of-sequence included unless ignored.
         use_prefix_cache: whether cached blocks may stand for its prompt; prompt log-probabilities
@@ -138,8 +138,7 @@ class Request:
 
     @property
     def num_new_tokens(self) -> int:
-        """Tokens that wait to be computed; 0 when steps in flight draw the last one."""
-        num_tokens = self.num_tokens
-        if num_tokens - self.num_prompt_tokens >= self.max_tokens:
-            return 0
-        return num_tokens - self.num_computed_tokens
+        """Tokens that wait to be computed. Nothing follows the last one that may be drawn, so it is
+        none of them."""
+        most = self.num_prompt_tokens + max(self.max_tokens - 1, 0)
+        return min(self.num_tokens, most) - self.num_computed_tokens

@@ -39,6 +39,16 @@ class ScheduledSequence:
     slot: int
     admission: int
 
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + self.num_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the step's result: those that score a prompt token, then one that draws."""
+        return self.num_scored + self.samples
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
@@ -163,6 +173,8 @@ class Scheduler:
                 self.prefix_cache.insert(request)
             if token_id is not None:
                 self._check_stop(request, token_id)
+            elif not request.max_tokens and sequence.end == request.num_prompt_tokens:
+                self.finish(request, RequestStatus.LENGTH)
         self._release_late()
         return accepted
 
@@ -319,7 +331,7 @@ class Scheduler:
             request=request,
             start=start,
             num_tokens=num_tokens,
-            samples=end == request.num_tokens,
+            samples=end == request.num_tokens and request.max_tokens > 0,
             has_pending_input=end > len(request.token_ids),
             draw_index=request.num_tokens - request.num_prompt_tokens,
             first_scored=first_scored,
