@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 from rapshee_engine.engine.outputs import CompletionOutput, Logprob, RequestOutput
-from rapshee_engine.server.responses import ChunkWriter, CompletionHeader, chat_completion
+from rapshee_engine.server.answers import AnswerHeader
+from rapshee_engine.server.responses import ChunkWriter, chat_completion
 
 UNLIKELY = Logprob(float("-inf"), 30, "\ufffd", b"\xe2\x80")
 LIKELY = Logprob(-0.5, 1, "a", b"a")
 
 
-def header(top_logprobs: int) -> CompletionHeader:
-    return CompletionHeader("chatcmpl-1", 1, "m", "fp", top_logprobs)
+HEADER = AnswerHeader("chatcmpl-1", 1, "m", "fp")
 
 
 def output(**fields: Any) -> RequestOutput:
@@ -24,7 +24,9 @@ def output(**fields: Any) -> RequestOutput:
 
 
 def test_infinite_logprobs_and_partial_characters_are_json() -> None:
-    whole = json.loads(chat_completion(header(1), output(logprobs=[{5: UNLIKELY, 6: LIKELY}])))
+    whole = json.loads(
+        chat_completion(HEADER, output(logprobs=[{5: UNLIKELY, 6: LIKELY}]), top_logprobs=1)
+    )
     position = whole["choices"][0]["logprobs"]["content"][0]
     assert position["logprob"] == -9999.0
     assert position["bytes"] == [0xE2, 0x80]
@@ -34,18 +36,18 @@ def test_infinite_logprobs_and_partial_characters_are_json() -> None:
 def test_choices_are_sorted() -> None:
     answer = output()
     answer.outputs.insert(0, CompletionOutput(index=1, text="b", token_ids=[], num_tokens=2))
-    whole = json.loads(chat_completion(header(0), answer))
+    whole = json.loads(chat_completion(HEADER, answer, top_logprobs=0))
     assert [choice["index"] for choice in whole["choices"]] == [0, 1]
     assert whole["usage"]["completion_tokens"] == 3
 
 
 def test_a_step_without_text_writes_nothing() -> None:
-    writer = ChunkWriter(header(0), n=1, include_usage=False)
+    writer = ChunkWriter(HEADER, n=1, include_usage=False, top_logprobs=0)
     assert writer.continuation(output()) == []
 
 
 def test_a_token_without_text_still_carries_its_logprobs() -> None:
-    writer = ChunkWriter(header(0), n=1, include_usage=False)
+    writer = ChunkWriter(HEADER, n=1, include_usage=False, top_logprobs=0)
     (chunk,) = writer.continuation(output(logprobs=[{5: UNLIKELY}]))
     choice = json.loads(chunk.removeprefix(b"data: "))["choices"][0]
     assert choice["delta"] == {"content": ""}

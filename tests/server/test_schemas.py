@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from rapshee_engine.errors import InvalidRequestError
 from rapshee_engine.sampling_params import RequestOutputKind
 from rapshee_engine.server.errors import ApiError
-from rapshee_engine.server.schemas import ChatRequest, UnknownFieldLog, parse_chat_request
+from rapshee_engine.server.fields import UnknownFieldLog
+from rapshee_engine.server.schemas import ChatRequest, parse_chat_request
 
 USER = {"role": "user", "content": "hi"}
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -12,12 +10,24 @@ from msgspec import Meta, Struct
 
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
 from rapshee_engine.server.errors import ApiError
+from rapshee_engine.server.fields import (
+    UNSUPPORTED,
+    NumCompletions,
+    Penalty,
+    Positive,
+    Probability,
+    StreamOptions,
+    Temperature,
+    UnknownFieldLog,
+    check_shared,
+    decode_body,
+    includes_usage,
+    shared_sampling_options,
+    unknown_names,
+    unsupported,
+)
 
-__all__ = ["ChatRequest", "UnknownFieldLog", "parse_chat_request"]
-
-logger = logging.getLogger(__name__)
-
-UNSUPPORTED = "unsupported_parameter"
+__all__ = ["ChatRequest", "parse_chat_request"]
 
 # Documented by OpenAI and not there yet. JSON null is their absence.
 _REFUSED = (
@@ -35,18 +45,6 @@ _REFUSED = (
 _REFUSED_IN_MESSAGE = ("audio", "function_call", "name", "refusal", "tool_call_id", "tool_calls")
 
 _ROLES = ("system", "developer", "user", "assistant")
-_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
-_MAX_STOP = 4
-_MAX_BIAS = 100.0
-
-# The likeliest of V tokens has a probability of at least 1 / V, and no vocabulary has this many
-# tokens: a nucleus this small is the likeliest token alone, top_p = 0 included.
-_NUCLEUS_OF_ONE = 1e-9
-
-Temperature = Annotated[float, Meta(ge=0, le=2)]
-Probability = Annotated[float, Meta(ge=0, le=1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Positive = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 
 
 class ContentPart(Struct):
@@ -69,11 +67,6 @@ class Message(Struct):
     tool_call_id: Any = None
 
 
-class StreamOptions(Struct):
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
-
-
 class ResponseFormat(Struct):
     type: str
 
@@ -90,7 +83,7 @@ class ChatRequest(Struct):
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: NumCompletions | None = None
     stop: str | list[str] | None = None
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
@@ -136,7 +129,7 @@ class ChatRequest(Struct):
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+        return includes_usage(self)
 
     def template_messages(self) -> list[dict[str, str]]:
         """The conversation as chat templates know it: roles ``system``, ``user``, ``assistant``
@@ -155,19 +148,10 @@ class ChatRequest(Struct):
         Raises:
             InvalidRequestError: a value that only the engine's own bounds exclude.
         """
-        top_p = 1.0 if self.top_p is None else self.top_p
-        one_token = top_p < _NUCLEUS_OF_ONE
         return SamplingParams(
             n=self.num_completions,
             max_tokens=self.completion_limit,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if one_token else top_p,
-            top_k=1 if one_token else 0,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
-            seed=self.seed,
-            stop=() if self.stop is None else self.stop,
+            **shared_sampling_options(self),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             output_kind=RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY,
         )
@@ -179,71 +163,25 @@ def parse_chat_request(body: bytes, unknown_fields: UnknownFieldLog) -> ChatRequ
     Raises:
         ApiError: 400 naming the field at fault.
     """
-    try:
-        # Decoded as text first: msgspec skips unknown fields without looking at their bytes.
-        request = msgspec.json.decode(body.decode("utf-8"), type=ChatRequest)
-        unknown_fields.note(body)
-    except UnicodeDecodeError:
-        raise ApiError.invalid("The request body is not valid UTF-8", None) from None
-    except RecursionError:
-        raise ApiError.invalid("The request body is nested too deeply", None) from None
-    except msgspec.ValidationError as error:
-        raise _field_error(str(error)) from None
-    except msgspec.DecodeError as error:
-        raise ApiError.invalid(f"The request body is not valid JSON: {error}", None) from None
+    request = decode_body(body, ChatRequest, _unknown_fields, unknown_fields)
     _check(request)
     return request
 
 
-class UnknownFieldLog:
-    """Logs each field name that is in no API once, up to a bound. Owned by the event loop."""
-
-    def __init__(self, *, most: int = 100) -> None:
-        self._most = most
-        self._seen: set[str] = set()
-
-    def note(self, body: bytes) -> None:
-        """Look at a body that decodes as a `ChatRequest`."""
-        for name in _unknown_fields(body):
-            # Cut: what is remembered and logged is the client's text.
-            name = name[:64]
-            if name not in self._seen and len(self._seen) < self._most:
-                self._seen.add(name)
-                logger.warning("ignored the unknown request field %r", name)
-
-
 def _unknown_fields(body: bytes) -> Iterator[str]:
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    yield from fields.keys() - ChatRequest.__struct_fields__
+    yield from unknown_names(fields, ChatRequest)
     messages = msgspec.json.decode(fields["messages"], type=list[dict[str, msgspec.Raw]])
     for message in messages:
         for name in message.keys() - Message.__struct_fields__:
             yield f"messages.{name}"
-    if "stream_options" in fields:
-        options = msgspec.json.decode(fields["stream_options"], type=dict[str, msgspec.Raw] | None)
-        for name in (options or {}).keys() - StreamOptions.__struct_fields__:
-            yield f"stream_options.{name}"
-
-
-def _field_error(reason: str) -> ApiError:
-    """msgspec's message, whose end says where, as an error that names the field."""
-    what, _, where = reason.partition(" - at `$")
-    param = where.rstrip("`").replace("[...]", "").replace("[", ".").replace("]", "").lstrip(".")
-    missing = re.search(r"missing required field `(\w+)`", what)
-    if missing:
-        name = f"{param}.{missing[1]}".lstrip(".")
-        return ApiError.invalid(f"Missing required parameter: '{name}'", name)
-    if not param:
-        return ApiError.invalid(f"Invalid request body: {what}", None)
-    return ApiError.invalid(f"Invalid '{param}': {what}", param)
 
 
 def _check(request: ChatRequest) -> None:
     _check_refused(request, _REFUSED, "")
     _check_single_values(request)
+    check_shared(request)
     _check_options(request)
-    if request.logit_bias is not None:
-        _check_logit_bias(request.logit_bias)
     if not request.messages:
         raise ApiError.invalid("'messages' must hold at least one message", "messages")
     for index, message in enumerate(request.messages):
@@ -253,27 +191,23 @@ def _check(request: ChatRequest) -> None:
 def _check_refused(owner: Struct, names: tuple[str, ...], prefix: str) -> None:
     for name in names:
         if getattr(owner, name) is not None:
-            raise _unsupported(f"{prefix}{name}")
+            raise unsupported(f"{prefix}{name}")
 
 
 def _check_single_values(request: ChatRequest) -> None:
     """Fields of which one value asks for what is done anyway."""
     if request.response_format is not None and request.response_format.type != "text":
-        raise _unsupported("response_format", "only {'type': 'text'} is")
+        raise unsupported("response_format", "only {'type': 'text'} is")
     if request.modalities is not None and request.modalities != ["text"]:
-        raise _unsupported("modalities", "only ['text'] is")
+        raise unsupported("modalities", "only ['text'] is")
     if request.service_tier not in (None, "auto", "default"):
-        raise _unsupported("service_tier", "only 'auto' and 'default' are")
+        raise unsupported("service_tier", "only 'auto' and 'default' are")
     if request.store:
-        raise _unsupported("store", "nothing is stored, so only false is")
-    if request.stream_options is not None and request.stream_options.include_obfuscation:
-        raise _unsupported("stream_options.include_obfuscation", "only false is")
+        raise unsupported("store", "nothing is stored, so only false is")
 
 
 def _check_options(request: ChatRequest) -> None:
-    """Fields that depend on one another, and lists whose length is bounded."""
-    if request.stream_options is not None and not request.stream:
-        raise ApiError.invalid("'stream_options' needs 'stream': true", "stream_options")
+    """Fields that depend on one another."""
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError.invalid("'top_logprobs' needs 'logprobs': true", "top_logprobs")
     limits = {request.max_tokens, request.max_completion_tokens} - {None}
@@ -283,27 +217,6 @@ def _check_options(request: ChatRequest) -> None:
             f"{request.max_tokens} and {request.max_completion_tokens}",
             "max_tokens",
         )
-    if request.stop is not None:
-        _check_stop([request.stop] if isinstance(request.stop, str) else request.stop)
-
-
-def _check_stop(strings: list[str]) -> None:
-    if not 1 <= len(strings) <= _MAX_STOP or not all(strings):
-        raise ApiError.invalid(f"'stop' must be 1 to {_MAX_STOP} strings, none empty", "stop")
-
-
-def _check_logit_bias(biases: Mapping[str, float]) -> None:
-    for token, bias in biases.items():
-        if not _TOKEN_ID.fullmatch(token):
-            raise ApiError.invalid(
-                f"'logit_bias' maps token ids such as \"50\" to numbers, got {token[:64]!r}",
-                "logit_bias",
-            )
-        if not -_MAX_BIAS <= bias <= _MAX_BIAS:
-            raise ApiError.invalid(
-                f"Invalid 'logit_bias.{token}': expected a number from -100 to 100, got {bias}",
-                f"logit_bias.{token}",
-            )
 
 
 def _check_message(message: Message, path: str) -> None:
@@ -340,8 +253,3 @@ def _text(content: str | list[ContentPart] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     return "\n".join(part.text or "" for part in content)
-
-
-def _unsupported(param: str, hint: str = "") -> ApiError:
-    detail = f" ({hint})" if hint else ""
-    return ApiError.invalid(f"'{param}' is not supported{detail}", param, UNSUPPORTED)

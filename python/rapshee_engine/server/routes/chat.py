@@ -14,12 +14,14 @@ from starlette.routing import Route
 
 from rapshee_engine.engine.outputs import RequestOutput
 from rapshee_engine.errors import ContextLengthError, StepError
+from rapshee_engine.server.answers import AnswerHeader
 from rapshee_engine.server.body import read_json_body
 from rapshee_engine.server.disconnect import until_disconnect
 from rapshee_engine.server.errors import error_json, to_api_error
+from rapshee_engine.server.fields import UnknownFieldLog
 from rapshee_engine.server.registry import EngineRegistry, ServedModel
-from rapshee_engine.server.responses import ChunkWriter, CompletionHeader, chat_completion
-from rapshee_engine.server.schemas import ChatRequest, UnknownFieldLog, parse_chat_request
+from rapshee_engine.server.responses import ChunkWriter, chat_completion
+from rapshee_engine.server.schemas import ChatRequest, parse_chat_request
 from rapshee_engine.server.settings import ServerSettings
 from rapshee_engine.server.sse import EventStream, event
 
@@ -41,21 +43,27 @@ class ChatEndpoints:
         body = await read_json_body(request, max_bytes=self._max_body_bytes)
         chat = parse_chat_request(body, self._unknown_fields)
         model = self._registry.get(chat.model)
-        header = CompletionHeader(
+        top_logprobs = chat.top_logprobs or 0
+        header = AnswerHeader(
             id=f"chatcmpl-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=model.name,
             system_fingerprint=model.slot.engine.fingerprint,
-            top_logprobs=chat.top_logprobs or 0,
         )
         outputs = _outputs(model, chat, header.id)
         if not chat.stream:
             output = await until_disconnect(request.receive, _last(outputs))
-            return Response(chat_completion(header, output), media_type="application/json")
+            answer = chat_completion(header, output, top_logprobs=top_logprobs)
+            return Response(answer, media_type="application/json")
         # The first output is awaited before the status goes out, so that a request that the
         # engine refuses gets its proper status.
         first = await until_disconnect(request.receive, anext(outputs))
-        writer = ChunkWriter(header, n=chat.num_completions, include_usage=chat.include_usage)
+        writer = ChunkWriter(
+            header,
+            n=chat.num_completions,
+            include_usage=chat.include_usage,
+            top_logprobs=top_logprobs,
+        )
         return EventStream(_events(request, writer, first, outputs))
 
 
