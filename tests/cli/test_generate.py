@@ -65,7 +65,7 @@ def test_generate_errors(
 ) -> None:
     assert "the prompt is empty" in error_line("generate", " ")
     assert "temperature" in error_line("generate", "x", "--temperature", "3")
-    assert "max_tokens" in error_line("generate", "x", "--max-tokens", "0")
+    assert "max_tokens" in error_line("generate", "x", "--max-tokens", "-1")
     assert all(engine.closed for engine in engines)
     assert "not allowed with" in usage_error("generate", "--raw", "--chat", "x")
 
