@@ -47,11 +47,12 @@ CACHE_BYTES = 16 << 20  # one that a last-level cache holds
 _F32 = 4
 _HALF = 2
 # Bytes of 32 weights in a packed panel: codes, scales and minimums.
-_BLOCK_BYTES = {"f32": 128, "f16": 64, "bf16": 64, "q4_0": 18, "q4_1": 20, "q8_0": 34}
-# What a matrix of each dtype multiplies with.
-_ARITHMETIC = {
-    "f32": "f32", "f16": "bf16", "bf16": "bf16", "q4_0": "int8", "q4_1": "int8", "q8_0": "int8",
+_BLOCK_BYTES = {
+    "f32": 128, "f16": 64, "bf16": 64, "q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34,
+    "q2_k": 12.5, "q3_k": 14.25, "q4_k": 18.5, "q5_k": 22.5, "q6_k": 26.25,
 }  # fmt: skip
+# What a matrix of each dtype multiplies with; low-bit ones with int8.
+_ARITHMETIC = {"f32": "f32", "f16": "bf16", "bf16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ def matrix_bytes(dtype: str, rows: int, cols: int) -> float:
 def linear(n: int, rows: int, cols: int, dtype: str) -> Cost:
     """n rows of activations times a matrix [rows, cols] of ``dtype``."""
     nbytes = matrix_bytes(dtype, rows, cols) + n * (rows + cols) * _F32
-    return Cost(nbytes, {_ARITHMETIC[dtype]: 2.0 * n * rows * cols})
+    return Cost(nbytes, {_ARITHMETIC.get(dtype, "int8"): 2.0 * n * rows * cols})
 
 
 def paged_attention(
@@ -257,7 +258,7 @@ def model_step(checkpoint: Checkpoint, *, tokens: int, sampled: int, start: floa
         if is_embedding and not is_head:
             continue
         count = sampled if is_head else rows
-        operations = {_ARITHMETIC[entry.dtype]: 2.0 * count * out_rows * cols}
+        operations = {_ARITHMETIC.get(entry.dtype, "int8"): 2.0 * count * out_rows * cols}
         cost += Cost(matrix_bytes(entry.dtype, out_rows, cols), operations)
     dtype = kv_dtype(checkpoint)
     pairs = tokens * start + tokens * (tokens + 1) / 2

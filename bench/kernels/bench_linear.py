@@ -21,10 +21,21 @@ from roofline import Limits, linear
 
 # [rows, cols] of SmolLM2-135M, then of Llama 3 8B.
 SHAPES = [(576, 576), (1536, 576), (576, 1536), (4096, 4096), (14336, 4096), (4096, 14336)]
-DTYPES = ["q4_1", "q4_0", "q8_0", "bf16", "f32"]
 COUNTS = [1, 8, 32, 512]
-_HEADER_BYTES = {"q4_0": 2, "q4_1": 4, "q8_0": 2}
-_BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q8_0": 34}
+# Low-bit blocks: values and bytes of one, and the float16 numbers in it, byte -> value.
+_BLOCKS: dict[str, tuple[int, int, dict[int, float]]] = {
+    "q4_1": (32, 20, {0: 0.2, 2: -1.5}),
+    "q4_0": (32, 18, {0: 0.2}),
+    "q5_0": (32, 22, {0: 0.1}),
+    "q5_1": (32, 24, {0: 0.1, 2: -1.5}),
+    "q8_0": (32, 34, {0: 0.0125}),
+    "q2_k": (256, 84, {80: 0.1, 82: 0.1}),
+    "q3_k": (256, 110, {108: 0.02}),
+    "q4_k": (256, 144, {0: 0.006, 2: 0.05}),
+    "q5_k": (256, 176, {0: 0.003, 2: 0.05}),
+    "q6_k": (256, 210, {208: 0.0007}),
+}
+DTYPES = [*_BLOCKS, "bf16", "f32"]
 
 
 def random_bytes(dtype: str, rows: int, cols: int) -> npt.NDArray[np.uint8]:
@@ -34,9 +45,10 @@ def random_bytes(dtype: str, rows: int, cols: int) -> npt.NDArray[np.uint8]:
         values = random.standard_normal(rows * cols, np.float32)
         bits = values.view(np.uint32)
         return (bits if dtype == "f32" else (bits >> 16).astype(np.uint16)).view(np.uint8)
-    blocks = random.integers(0, 256, (rows * cols // 32, _BLOCK_BYTES[dtype]), np.uint8)
-    header = [0.0125] if dtype == "q8_0" else [0.2, -1.5][: _HEADER_BYTES[dtype] // 2]
-    blocks[:, : _HEADER_BYTES[dtype]] = np.array(header, np.float16).view(np.uint8)
+    values, nbytes, halves = _BLOCKS[dtype]
+    blocks = random.integers(0, 256, (rows * cols // values, nbytes), np.uint8)
+    for at, number in halves.items():
+        blocks[:, at : at + 2] = np.array([number], np.float16).view(np.uint8)
     return blocks.reshape(-1)
 
 
@@ -59,6 +71,8 @@ def main() -> None:
     random = np.random.default_rng(1)
     for dtype in options.dtypes:
         for rows, cols in SHAPES:
+            if dtype in _BLOCKS and cols % _BLOCKS[dtype][0]:
+                continue
             matrix = _core.PackedMatrix(random_bytes(dtype, rows, cols), dtype, rows, cols)
             for n in COUNTS:
                 x = random.standard_normal((n, cols), np.float32)

@@ -1,7 +1,10 @@
 #include "quant/formats.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <iterator>
+#include <type_traits>
 
 #include "core/error.h"
 
@@ -59,39 +62,48 @@ void unpack(const BlockQ8_0& block, const Parts& to) {
 // Element i of the codes of 2 bits in BlockQ2K and BlockQ3K, and of the high bits in BlockQ6K.
 int two_bits(const uint8_t* q, int i) { return q[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3; }
 
-void unpack(const BlockQ2K& block, const Parts& to) {
-  const float d = f16_to_f32(block.d), m = f16_to_f32(block.m);
-  for (int g = 0; g < kSuperBlock / 16; ++g) {
-    to.scales[g] = d * static_cast<float>(block.scales[g] & 0xf);
-    to.minimums[g] = -m * static_cast<float>(block.scales[g] >> 4);
+SuperScales scales_of(const BlockQ2K& block) {
+  SuperScales scales{block.d, block.m, {}, {}};
+  for (size_t g = 0; g < scales.s.size(); ++g) {
+    scales.s[g] = code(block.scales[g] & 0xf);
+    scales.t[g] = code(block.scales[g] >> 4);
   }
-  for (int i = 0; i < kSuperBlock; ++i) to.codes[i] = code(two_bits(block.q, i));
+  return scales;
 }
 
-void unpack(const BlockQ3K& block, const Parts& to) {
-  const float d = f16_to_f32(block.d);
-  for (int g = 0; g < kSuperBlock / 16; ++g) {
+SuperScales scales_of(const BlockQ3K& block) {
+  SuperScales scales{block.d, 0, {}, {}};
+  for (size_t g = 0; g < scales.s.size(); ++g) {
     const int low = g < 8 ? block.scales[g] & 0xf : block.scales[g - 8] >> 4;
     const int high = block.scales[8 + g % 4] >> (2 * (g / 4)) & 3;
-    to.scales[g] = d * static_cast<float>((low | high << 4) - 32);
+    scales.s[g] = code((low | high << 4) - 32);
   }
-  for (int i = 0; i < kSuperBlock; ++i) {
-    const int high = block.high[i % 32] >> (i / 32) & 1;
-    to.codes[i] = code((two_bits(block.q, i) | high << 2) - 4);
-  }
+  return scales;
 }
 
-// Scales and minimums of BlockQ4K and BlockQ5K.
+// Of BlockQ4K and BlockQ5K.
 template <class Block>
-void unpack_scales(const Block& block, const Parts& to) {
-  const float d = f16_to_f32(block.d), m = f16_to_f32(block.m);
-  const uint8_t* s = block.scales;
-  for (int g = 0; g < kSuperBlock / 32; ++g) {
-    const int scale = g < 4 ? s[g] & 63 : (s[g + 4] & 0xf) | s[g - 4] >> 6 << 4;
-    const int minimum = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | s[g] >> 6 << 4;
-    to.scales[g] = d * static_cast<float>(scale);
-    to.minimums[g] = -m * static_cast<float>(minimum);
+SuperScales scales_of(const Block& block) {
+  SuperScales scales{block.d, block.m, {}, {}};
+  const uint8_t* from = block.scales;
+  for (size_t g = 0; g < kSuperBlock / 32; ++g) {
+    scales.s[g] = code(g < 4 ? from[g] & 63 : (from[g + 4] & 0xf) | from[g - 4] >> 6 << 4);
+    scales.t[g] = code(g < 4 ? from[g + 4] & 63 : from[g + 4] >> 4 | from[g] >> 6 << 4);
   }
+  return scales;
+}
+
+SuperScales scales_of(const BlockQ6K& block) {
+  SuperScales scales{block.d, 0, {}, {}};
+  std::copy(std::begin(block.scales), std::end(block.scales), scales.s.begin());
+  return scales;
+}
+
+int code_of(const BlockQ2K& block, int i) { return two_bits(block.q, i); }
+
+int code_of(const BlockQ3K& block, int i) {
+  const int high = block.high[i % 32] >> (i / 32) & 1;
+  return (two_bits(block.q, i) | high << 2) - 4;
 }
 
 // Nibble i of BlockQ4K and BlockQ5K.
@@ -100,36 +112,45 @@ int nibble(const uint8_t* q, int i) {
   return i % 64 < 32 ? pair & 0xf : pair >> 4;
 }
 
-void unpack(const BlockQ4K& block, const Parts& to) {
-  unpack_scales(block, to);
-  for (int i = 0; i < kSuperBlock; ++i) to.codes[i] = code(nibble(block.q, i));
+int code_of(const BlockQ4K& block, int i) { return nibble(block.q, i); }
+
+int code_of(const BlockQ5K& block, int i) {
+  return nibble(block.q, i) | (block.high[i % 32] >> (i / 32) & 1) << 4;
 }
 
-void unpack(const BlockQ5K& block, const Parts& to) {
-  unpack_scales(block, to);
-  for (int i = 0; i < kSuperBlock; ++i) {
-    const int high = block.high[i % 32] >> (i / 32) & 1;
-    to.codes[i] = code(nibble(block.q, i) | high << 4);
-  }
+int code_of(const BlockQ6K& block, int i) {
+  const int pair = block.q[i / 128 * 64 + i % 64];
+  return ((i % 128 < 64 ? pair & 0xf : pair >> 4) | two_bits(block.high, i) << 4) - 32;
 }
 
-void unpack(const BlockQ6K& block, const Parts& to) {
-  const float d = f16_to_f32(block.d);
-  for (int g = 0; g < kSuperBlock / 16; ++g) {
-    to.scales[g] = d * static_cast<float>(block.scales[g]);
+// Any block of 256.
+template <class Block>
+void unpack(const Block& block, const Parts& to) {
+  constexpr int kGroups = std::is_same_v<Block, BlockQ4K> || std::is_same_v<Block, BlockQ5K>
+                              ? kSuperBlock / 32
+                              : kSuperBlock / 16;
+  const SuperScales scales = scales_of(block);
+  const float d = f16_to_f32(scales.d), m = f16_to_f32(scales.m);
+  for (size_t g = 0; g < kGroups; ++g) {
+    to.scales[g] = d * static_cast<float>(scales.s[g]);
+    if constexpr (requires { block.m; }) to.minimums[g] = -m * static_cast<float>(scales.t[g]);
   }
-  for (int i = 0; i < kSuperBlock; ++i) {
-    const int pair = block.q[i / 128 * 64 + i % 64];
-    const int low = i % 128 < 64 ? pair & 0xf : pair >> 4;
-    to.codes[i] = code((low | two_bits(block.high, i) << 4) - 32);
-  }
+  for (int i = 0; i < kSuperBlock; ++i) to.codes[i] = code(code_of(block, i));
+}
+
+// A block is copied, for `src` may lie at any address.
+template <class Block>
+void unpack_bytes(const std::byte* src, const Parts& to) {
+  Block block;
+  std::memcpy(&block, src, sizeof block);
+  unpack(block, to);
 }
 
 template <class Block>
-void unpack_bytes(const std::byte* src, const Parts& to) {
-  Block block;  // copied, for `src` may lie at any address
+SuperScales scales_at(const std::byte* src) {
+  Block block;
   std::memcpy(&block, src, sizeof block);
-  unpack(block, to);
+  return scales_of(block);
 }
 
 struct LowBit {
@@ -194,6 +215,23 @@ void convert_halves(const std::byte* src, float* dst, int64_t n) {
 }  // namespace
 
 CodeFormat code_format(DType dtype) { return low_bit(dtype).format; }
+
+SuperScales super_scales(DType dtype, const std::byte* block) {
+  switch (dtype) {
+    case DType::kQ2K:
+      return scales_at<BlockQ2K>(block);
+    case DType::kQ3K:
+      return scales_at<BlockQ3K>(block);
+    case DType::kQ4K:
+      return scales_at<BlockQ4K>(block);
+    case DType::kQ5K:
+      return scales_at<BlockQ5K>(block);
+    case DType::kQ6K:
+      return scales_at<BlockQ6K>(block);
+    default:
+      RAPSHEE_CHECK(false, "dtype: got ", dtype_name(dtype), ", expected one of blocks of 256");
+  }
+}
 
 void unpack_row(DType dtype, const std::byte* src, int64_t n, int8_t* codes, float* scales,
                 float* minimums) {

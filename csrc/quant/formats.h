@@ -2,6 +2,7 @@
 // scalar dequantisation, the reference for every repacked layout.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -121,6 +122,15 @@ struct CodeFormat {
 
 // Throws InvalidArgument unless is_quantized(dtype).
 CodeFormat code_format(DType dtype);
+
+// The scales of a block of 256: those of group g are scale = d * s[g], minimum = -m * t[g].
+struct SuperScales {
+  uint16_t d, m;  // f16; m is 0 where the format has no minimums
+  std::array<int8_t, kSuperBlock / 16> s, t;
+};
+
+// Throws InvalidArgument unless block_elements(dtype) is 256. `block`: at any alignment.
+SuperScales super_scales(DType dtype, const std::byte* block);
 
 // Takes a row of `n` elements apart: codes[0, n), scales[0, n / group), and minimums of as many
 // groups where the format has them; else they are not touched. All are exact. `src` and `n` as

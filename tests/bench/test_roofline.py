@@ -9,7 +9,7 @@ import roofline
 from rapshee_engine import _core
 from rapshee_engine.models.families import config_from_hf
 from rapshee_engine.weights.loader import Checkpoint, load_checkpoint
-from reference.quant import encode
+from reference.quant import DTYPES, encode
 from reference.tiny_llama import make_config, make_weights, write_gguf_file
 from roofline import Cost, Limits
 
@@ -59,11 +59,11 @@ def test_wrong_measurements_are_refused() -> None:
         _core.measure_read(64, isa="mmx")
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q4_0", "q4_1", "q8_0"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_matrix_bytes_are_those_of_the_panels(dtype: str) -> None:
-    data = np.frombuffer(encode(np.zeros((48, 128)), dtype), np.uint8)
-    matrix = _core.PackedMatrix(data, dtype, 48, 128)
-    assert roofline.matrix_bytes(dtype, 48, 128) == matrix.nbytes
+    data = np.frombuffer(encode(np.zeros((48, 1024)), dtype), np.uint8)
+    matrix = _core.PackedMatrix(data, dtype, 48, 1024)
+    assert roofline.matrix_bytes(dtype, 48, 1024) == matrix.nbytes
 
 
 def test_a_product_reads_its_matrix_once_for_all_rows() -> None:

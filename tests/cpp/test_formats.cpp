@@ -186,6 +186,23 @@ TEST_CASE(parts_make_up_the_row) {
   CHECK(!MESSAGE_OF(InvalidArgument, unpack_row(DType::kF32, nullptr, 0, {}, {}, {})).empty());
 }
 
+TEST_CASE(scales_of_super_blocks) {
+  for (const DType dtype : {DType::kQ2K, DType::kQ3K, DType::kQ4K, DType::kQ5K, DType::kQ6K}) {
+    const std::vector<std::byte> row = random_row(dtype, kSuperBlock, 13);
+    const CodeFormat format = code_format(dtype);
+    const auto groups = static_cast<size_t>(kSuperBlock / format.group);
+    std::array<int8_t, kSuperBlock> codes;
+    std::array<float, 16> scales, minimums{};
+    unpack_row(dtype, row.data(), kSuperBlock, codes.data(), scales.data(), minimums.data());
+    const SuperScales parts = super_scales(dtype, row.data());
+    for (size_t g = 0; g < groups; ++g) {
+      CHECK_EQ(scales[g], f16_to_f32(parts.d) * static_cast<float>(parts.s[g]));
+      CHECK_EQ(minimums[g], -f16_to_f32(parts.m) * static_cast<float>(parts.t[g]));
+    }
+  }
+  CHECK(!MESSAGE_OF(InvalidArgument, super_scales(DType::kQ5_1, nullptr)).empty());
+}
+
 TEST_CASE(extreme_codes) {
   BlockQ8_0 q8{0x3c00, {}};  // d = 1
   q8.q[0] = -128;

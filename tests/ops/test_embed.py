@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from rapshee_engine import _core
-from reference.quant import decode, encode, round_trip
-
-DTYPES = ["f32", "f16", "bf16", "q4_0", "q4_1", "q8_0"]
+from reference.quant import DTYPES, LOW_BIT, block_length, decode, encode, round_trip
 
 
 def pack(data: bytes, dtype: str, rows: int, cols: int, compute: str) -> _core.PackedMatrix:
@@ -19,10 +17,11 @@ def pack(data: bytes, dtype: str, rows: int, cols: int, compute: str) -> _core.P
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_are_those_of_the_matrix(dtype: str, compute: str, rows: int, cols: int) -> None:
+    cols = -(-cols // block_length(dtype)) * block_length(dtype)
     values = np.random.default_rng(rows).standard_normal((rows, cols))
     data = encode(values, dtype)
     expected = decode(data, dtype, (rows, cols))
-    if compute == "bfloat16" and not dtype.startswith("q"):
+    if compute == "bfloat16" and dtype not in LOW_BIT:
         expected = round_trip(expected, "bf16")
     matrix = pack(data, dtype, rows, cols, compute)
     for i in range(rows):
@@ -40,12 +39,29 @@ def test_odd_widths(dtype: str, cols: int) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "bytes_per_32"),
-    [("f32", 128), ("bf16", 64), ("q4_0", 18), ("q4_1", 20), ("q8_0", 34)],
+    [
+        ("f32", 128),
+        ("bf16", 64),
+        ("q4_0", 18),
+        ("q4_1", 20),
+        ("q5_0", 22),
+        ("q5_1", 24),
+        ("q8_0", 34),
+    ],
 )
 def test_panels_are_no_larger_than_the_file(dtype: str, bytes_per_32: int) -> None:
     data = encode(np.zeros((32, 256)), dtype)
     assert len(data) == 32 * 8 * bytes_per_32
     assert pack(data, dtype, 32, 256, "auto").nbytes == len(data)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bytes_per_32"),
+    [("q2_k", 12.5), ("q3_k", 14.25), ("q4_k", 18.5), ("q5_k", 22.5), ("q6_k", 26.25)],
+)
+def test_panels_keep_each_scale_in_a_byte(dtype: str, bytes_per_32: float) -> None:
+    data = encode(np.zeros((32, 1024)), dtype)
+    assert pack(data, dtype, 32, 1024, "auto").nbytes == 32 * 32 * bytes_per_32
 
 
 def test_wrong_arguments_are_refused() -> None:

@@ -10,13 +10,12 @@ import pytest
 
 from rapshee_engine import _core
 from reference.linear import Blocks, multiply, multiply_bf16, multiply_quantized, quantize_rows
-from reference.quant import decode, encode, round_trip
+from reference.quant import LOW_BIT, block_length, decode, encode, round_trip
 
 ISAS = _core.build_info()["isas"]
 FLOATS = ["f32", "f16", "bf16"]
-LOW_BIT = ["q4_0", "q4_1", "q8_0"]
 # [n, cols, rows]: below, at and above the width of a panel (16), a group (32) and a row tile (2,
-# 4 or 8).
+# 4 or 8). Rows of blocks of 256 are as many blocks long as these are of 256.
 FLOAT_SHAPES = [
     (1, 1, 1), (2, 2, 15), (3, 15, 16), (7, 16, 17), (8, 17, 31), (9, 31, 33), (20, 33, 48),
     (5, 576, 192),
@@ -25,6 +24,8 @@ LOW_BIT_SHAPES = [
     (1, 32, 1), (2, 32, 15), (3, 64, 16), (7, 96, 17), (8, 96, 31), (9, 128, 33), (20, 160, 48),
     (5, 576, 192),
 ]  # fmt: skip
+
+MINIMUMS = ("q4_1", "q5_1", "q2_k", "q4_k", "q5_k")
 
 Floats = npt.NDArray[np.float32]
 pytestmark = pytest.mark.parametrize("isa", ISAS)
@@ -44,19 +45,25 @@ def pack_blocks(blocks: Blocks) -> _core.PackedMatrix:
     return _core.PackedMatrix(blocks.data, blocks.dtype, *blocks.codes.shape)
 
 
+def whole_blocks(dtype: str, cols: int) -> int:
+    return -(-cols // block_length(dtype)) * block_length(dtype)
+
+
 def random_blocks(dtype: str, rows: int, cols: int, seed: int = 0) -> Blocks:
     return Blocks.parse(encode(normal(rows, cols, seed=seed), dtype), dtype, rows)
 
 
 def uniform_blocks(dtype: str, codes: npt.ArrayLike, scale: float, minimum: float) -> Blocks:
     codes = np.atleast_2d(np.asarray(codes, np.int64))
-    ones = np.ones((len(codes), codes.shape[1] // 32), np.float32)
-    minimums = ones * np.float32(minimum) if dtype == "q4_1" else None
+    group = 16 if dtype in ("q2_k", "q3_k", "q6_k") else 32
+    ones = np.ones((len(codes), codes.shape[1] // group), np.float32)
+    minimums = ones * np.float32(minimum) if dtype in MINIMUMS else None
     return Blocks(dtype, codes, ones * np.float32(scale), minimums)
 
 
 def extreme_codes(dtype: str) -> tuple[int, int]:
-    return {"q4_0": (-8, 7), "q4_1": (0, 15), "q8_0": (-128, 127)}[dtype]
+    bits = int(dtype[1])
+    return (0, 2**bits - 1) if dtype in MINIMUMS else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 @pytest.mark.parametrize(("n", "cols", "rows"), FLOAT_SHAPES)
@@ -86,6 +93,7 @@ def test_float_matrices_in_bf16(
 def test_low_bit_matrices_with_float_activations(
     isa: str, dtype: str, n: int, cols: int, rows: int
 ) -> None:
+    cols = whole_blocks(dtype, cols)
     x, blocks = normal(n, cols), random_blocks(dtype, rows, cols)
     expected = multiply(x, decode(blocks.data.tobytes(), dtype, (rows, cols)))
     expected.check(pack_blocks(blocks).multiply(x, isa=isa, float_acts=True))
@@ -97,6 +105,7 @@ def test_low_bit_matrices_with_float_activations(
 def test_low_bit_matrices_with_int8_activations(
     isa: str, dtype: str, fine: bool, n: int, cols: int, rows: int
 ) -> None:
+    cols = whole_blocks(dtype, cols)
     x, blocks = normal(n, cols), random_blocks(dtype, rows, cols)
     actual = pack_blocks(blocks).multiply(x, isa=isa, fine=fine)
     multiply_quantized(x, blocks, fine).check(actual)
@@ -122,7 +131,7 @@ def test_fine_activations_keep_the_small_half_beside_an_outlier(isa: str) -> Non
 @pytest.mark.parametrize("dtype", LOW_BIT)
 def test_extreme_codes_and_activations(isa: str, dtype: str, n: int, fine: bool) -> None:
     low, high = extreme_codes(dtype)
-    cols = 64
+    cols = whole_blocks(dtype, 64)
     signs = np.arange(cols) % 2 == 0
     codes = [np.full(cols, low), np.full(cols, high), np.where(signs, low, high)]
     codes.append(np.where(np.arange(cols) % 4 < 2, low, high))
@@ -138,8 +147,9 @@ def test_extreme_codes_and_activations(isa: str, dtype: str, n: int, fine: bool)
 @pytest.mark.parametrize("value", [2.0**100, 2.0**-100, 1e-30, 1e35])
 @pytest.mark.parametrize("dtype", LOW_BIT)
 def test_huge_and_tiny_activations(isa: str, dtype: str, value: float) -> None:
-    blocks = uniform_blocks(dtype, np.tile([1, 0, 2, 3], 16), 2.0**-14, 2.0**-10)
-    x = (normal(3, 64).clip(-1, 1) * value).astype(np.float32)
+    cols = whole_blocks(dtype, 64)
+    blocks = uniform_blocks(dtype, np.tile([1, 0, 2, 3], cols // 4), 2.0**-14, 2.0**-10)
+    x = (normal(3, cols).clip(-1, 1) * value).astype(np.float32)
     multiply_quantized(x, blocks, False).check(pack_blocks(blocks).multiply(x, isa=isa))
 
 
@@ -147,9 +157,10 @@ def test_huge_and_tiny_activations(isa: str, dtype: str, value: float) -> None:
 @pytest.mark.parametrize("dtype", LOW_BIT)
 def test_huge_and_tiny_scales(isa: str, dtype: str, scale: float) -> None:
     low, high = extreme_codes(dtype)
-    codes = np.random.default_rng(2).integers(low, high + 1, (17, 96))
+    cols = whole_blocks(dtype, 96)
+    codes = np.random.default_rng(2).integers(low, high + 1, (17, cols))
     blocks = uniform_blocks(dtype, codes, scale, -scale)
-    x = normal(9, 96)
+    x = normal(9, cols)
     multiply_quantized(x, blocks, False).check(pack_blocks(blocks).multiply(x, isa=isa))
     multiply(x, blocks.values).check(pack_blocks(blocks).multiply(x, isa=isa, float_acts=True))
 
@@ -157,7 +168,8 @@ def test_huge_and_tiny_scales(isa: str, dtype: str, scale: float) -> None:
 @pytest.mark.parametrize("fine", [False, True])
 @pytest.mark.parametrize("dtype", [*FLOATS, *LOW_BIT])
 def test_a_row_of_zeros_gives_zeros(isa: str, dtype: str, fine: bool) -> None:
-    w, x = normal(17, 64), normal(3, 64)
+    cols = whole_blocks(dtype, 64)
+    w, x = normal(17, cols), normal(3, cols)
     x[1] = 0.0
     y = pack(encode(w, dtype), dtype, w.shape).multiply(x, isa=isa, fine=fine)
     assert (y[1] == 0.0).all()
@@ -166,8 +178,8 @@ def test_a_row_of_zeros_gives_zeros(isa: str, dtype: str, fine: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [*FLOATS, *LOW_BIT])
 def test_no_rows_give_no_rows(isa: str, dtype: str) -> None:
-    w = normal(17, 32)
-    y = pack(encode(w, dtype), dtype, w.shape).multiply(normal(0, 32), isa=isa)
+    w = normal(17, whole_blocks(dtype, 32))
+    y = pack(encode(w, dtype), dtype, w.shape).multiply(normal(0, w.shape[1]), isa=isa)
     assert y.shape == (0, 17)
 
 
@@ -177,7 +189,8 @@ def test_no_rows_give_no_rows(isa: str, dtype: str) -> None:
 def test_what_is_not_finite_is_not_lost(
     isa: str, dtype: str, value: float, form: dict[str, bool]
 ) -> None:
-    w, x = normal(17, 64), normal(3, 64)
+    cols = whole_blocks(dtype, 64)
+    w, x = normal(17, cols), normal(3, cols)
     x[1, 40] = value
     y = pack(encode(w, dtype), dtype, w.shape).multiply(x, isa=isa, **form)
     assert not np.isfinite(y[1]).any()
@@ -199,7 +212,8 @@ def test_activations_whose_inverse_overflows(isa: str, value: float, fine: bool)
 def test_a_row_has_the_same_bits_in_any_company(
     isa: str, dtype: str, form: dict[str, bool]
 ) -> None:
-    w, x = normal(40, 160), normal(20, 160, seed=1)
+    cols = whole_blocks(dtype, 160)
+    w, x = normal(40, cols), normal(20, cols, seed=1)
     matrix = pack(encode(w, dtype), dtype, w.shape)
     alone = np.concatenate([matrix.multiply(x[i : i + 1], isa=isa, **form) for i in range(len(x))])
     for n in range(1, 21):

@@ -1,22 +1,25 @@
 """GGUF's blocks of 256 values in numpy: groups of 16 or 32 whose scales are small integers.
 
-A block stands for ``d * s * code - m * t``, with s (and t) for each group. The decoders are the
+A block stands for ``d * s * code - m * t``, with s (and t) for each group. Parsing is the
 definition of the formats; the quantisers are simple ones, without ggml's search for the best scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DECODERS", "ENCODERS", "SUPER_BLOCK"]
+__all__ = ["K_QUANTS", "SUPER_BLOCK", "SuperBlocks", "encode"]
 
 SUPER_BLOCK = 256
+K_QUANTS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
 
 
 def _halves(raw: Bytes, first: int) -> Floats:
@@ -97,39 +100,128 @@ def _pack_scales_q4(s: Bytes, t: Bytes) -> Bytes:
     return np.concatenate([first, second, third], axis=1)
 
 
-def _decode_q2_k(data: Bytes) -> Floats:
+@dataclass(frozen=True)
+class SuperBlocks:
+    """Blocks by their parts: ``x = d * s * code - m * t``.
+
+    Attributes:
+        codes: int [blocks, 256], the middle one of q3_k and q6_k being 0.
+        d, m: f32 [blocks, 1]; m is None for q3_k and q6_k.
+        s, t: int [blocks, groups].
+    """
+
+    codes: Ints
+    d: Floats
+    s: Ints
+    m: Floats | None = None
+    t: Ints | None = None
+
+    @property
+    def scales(self) -> Floats:
+        """f32 [blocks, groups], exact."""
+        return self.d * self.s.astype(np.float32)
+
+    @property
+    def minimums(self) -> Floats | None:
+        """The same, what is added to the products; None where it is nothing."""
+        if self.m is None or self.t is None:
+            return None
+        return -self.m * self.t.astype(np.float32)
+
+    @property
+    def values(self) -> Floats:
+        """f32 [blocks, 256]"""
+        products = self.codes.astype(np.float32) * _spread(self.scales)
+        return products if self.minimums is None else products + _spread(self.minimums)
+
+    @classmethod
+    def parse(cls, data: Bytes, dtype: str) -> SuperBlocks:
+        return _PARSERS[dtype](data)
+
+    def assemble(self, dtype: str) -> Bytes:
+        """u8 [blocks, bytes of a block]"""
+        return _ASSEMBLERS[dtype](self)
+
+
+def _parse_q2_k(data: Bytes) -> SuperBlocks:
     raw = data.reshape(-1, 84)
-    scale = _halves(raw, 80) * _spread(raw[:, :16] & 15)
-    return _unpack_pairs(raw[:, 16:80]) * scale - _halves(raw, 82) * _spread(raw[:, :16] >> 4)
+    s, t = raw[:, :16] & 15, raw[:, :16] >> 4
+    codes = _unpack_pairs(raw[:, 16:80])
+    return SuperBlocks(codes.astype(int), _halves(raw, 80), s.astype(int), _halves(raw, 82), t)
 
 
-def _decode_q3_k(data: Bytes) -> Floats:
+def _parse_q3_k(data: Bytes) -> SuperBlocks:
     raw = data.reshape(-1, 110)
-    s = _unpack_scales_q3(raw[:, 96:108]).astype(np.float32) - 32
     codes = _unpack_pairs(raw[:, 32:96]) | _unpack_bits(raw[:, :32]) << 2
-    return (codes.astype(np.float32) - 4) * (_halves(raw, 108) * _spread(s))
+    s = _unpack_scales_q3(raw[:, 96:108]).astype(int) - 32
+    return SuperBlocks(codes.astype(int) - 4, _halves(raw, 108), s)
 
 
-def _decode_q4_k(data: Bytes) -> Floats:
+def _parse_q4_k(data: Bytes) -> SuperBlocks:
     raw = data.reshape(-1, 144)
-    return _scaled(raw, _unpack_nibbles(raw[:, 16:], 32))
+    return _with_six_bits(raw, _unpack_nibbles(raw[:, 16:], 32))
 
 
-def _decode_q5_k(data: Bytes) -> Floats:
+def _parse_q5_k(data: Bytes) -> SuperBlocks:
     raw = data.reshape(-1, 176)
-    return _scaled(raw, _unpack_nibbles(raw[:, 48:], 32) | _unpack_bits(raw[:, 16:48]) << 4)
+    return _with_six_bits(raw, _unpack_nibbles(raw[:, 48:], 32) | _unpack_bits(raw[:, 16:48]) << 4)
 
 
-def _scaled(raw: Bytes, codes: Bytes) -> Floats:
+def _with_six_bits(raw: Bytes, codes: Bytes) -> SuperBlocks:
     s, t = _unpack_scales_q4(raw[:, 4:16])
-    return codes * (_halves(raw, 0) * _spread(s)) - _halves(raw, 2) * _spread(t)
+    return SuperBlocks(
+        codes.astype(int), _halves(raw, 0), s.astype(int), _halves(raw, 2), t.astype(int)
+    )
 
 
-def _decode_q6_k(data: Bytes) -> Floats:
+def _parse_q6_k(data: Bytes) -> SuperBlocks:
     raw = data.reshape(-1, 210)
     codes = _unpack_nibbles(raw[:, :128], 64) | _unpack_pairs(raw[:, 128:192]) << 4
-    scale = _halves(raw, 208) * _spread(raw[:, 192:208].copy().view(np.int8))
-    return (codes.astype(np.float32) - 32) * scale
+    s = raw[:, 192:208].copy().view(np.int8).astype(int)
+    return SuperBlocks(codes.astype(int) - 32, _halves(raw, 208), s)
+
+
+def _assemble_q2_k(x: SuperBlocks) -> Bytes:
+    scales = (x.s | _integers_of(x.t) << 4).astype(np.uint8)
+    return np.concatenate([scales, _pack_pairs(_bytes(x.codes)), *_half_parts(x)], axis=1)
+
+
+def _assemble_q3_k(x: SuperBlocks) -> Bytes:
+    codes = _bytes(x.codes + 4)
+    parts = [_pack_bits(codes >> 2), _pack_pairs(codes & 3), _pack_scales_q3(_bytes(x.s + 32))]
+    return np.concatenate([*parts, *_half_parts(x)], axis=1)
+
+
+def _assemble_q4_k(x: SuperBlocks) -> Bytes:
+    scales = _pack_scales_q4(_bytes(x.s), _bytes(_integers_of(x.t)))
+    return np.concatenate([*_half_parts(x), scales, _pack_nibbles(_bytes(x.codes), 32)], axis=1)
+
+
+def _assemble_q5_k(x: SuperBlocks) -> Bytes:
+    codes = _bytes(x.codes)
+    scales = _pack_scales_q4(_bytes(x.s), _bytes(_integers_of(x.t)))
+    parts = [scales, _pack_bits(codes >> 4), _pack_nibbles(codes & 15, 32)]
+    return np.concatenate([*_half_parts(x), *parts], axis=1)
+
+
+def _assemble_q6_k(x: SuperBlocks) -> Bytes:
+    codes = _bytes(x.codes + 32)
+    parts = [_pack_nibbles(codes & 15, 64), _pack_pairs(codes >> 4)]
+    scales = x.s.astype(np.int8).view(np.uint8)
+    return np.concatenate([*parts, scales, *_half_parts(x)], axis=1)
+
+
+def _bytes(x: Ints) -> Bytes:
+    return x.astype(np.uint8)
+
+
+def _integers_of(t: Ints | None) -> Ints:
+    assert t is not None
+    return t.astype(int)
+
+
+def _half_parts(x: SuperBlocks) -> list[Bytes]:
+    return [_half_bytes(part) for part in (x.d, x.m) if part is not None]
 
 
 def _divide(x: Floats, by: Floats) -> Floats:
@@ -137,74 +229,55 @@ def _divide(x: Floats, by: Floats) -> Floats:
                      where=by != 0)  # fmt: skip
 
 
-def _integers(x: Floats, most: int) -> tuple[Floats, Bytes]:
+def _integers(x: Floats, most: int) -> tuple[Floats, Ints]:
     """Non-negative x [blocks, groups] as d * integer: d [blocks, 1] in float16, integers."""
     d = (x.max(axis=1, keepdims=True) / most).astype("<f2").astype(np.float32)
-    return d, np.clip(np.rint(_divide(x, d)), 0, most).astype(np.uint8)
+    return d, np.clip(np.rint(_divide(x, d)), 0, most).astype(int)
 
 
-def _with_minimums(
-    flat: Floats, group: int, bits: int, most: int
-) -> tuple[Floats, Bytes, Floats, Bytes, Bytes]:
-    """d, s, m, t and codes; s and t up to ``most``."""
+def _with_minimums(flat: Floats, group: int, bits: int, most: int) -> SuperBlocks:
+    """s and t up to ``most``."""
     groups = flat.reshape(-1, SUPER_BLOCK // group, group)
     low = np.minimum(groups.min(axis=2), 0)
     d, s = _integers((groups.max(axis=2) - low) / np.float32(2**bits - 1), most)
     m, t = _integers(-low, most)
     shifted = flat.reshape(-1, SUPER_BLOCK) + _spread(m * t)
     codes = np.clip(np.rint(_divide(shifted, _spread(d * s))), 0, 2**bits - 1)
-    return d, s, m, t, codes.astype(np.uint8)
+    return SuperBlocks(codes.astype(int), d, s, m, t)
 
 
-def _symmetric(flat: Floats, bits: int, most: int) -> tuple[Floats, Bytes, Bytes]:
-    """d, s up to ``most`` of groups of 16, and codes, the middle one of which is 0."""
+def _symmetric(flat: Floats, bits: int, most: int) -> SuperBlocks:
+    """Groups of 16 with s up to ``most``."""
     zero = 2 ** (bits - 1)
     groups = flat.reshape(-1, 16, 16)
     d, s = _integers(np.abs(groups).max(axis=2) / np.float32(zero), most)
-    codes = np.rint(_divide(flat.reshape(-1, SUPER_BLOCK), _spread(d * s))) + zero
-    return d, s, np.clip(codes, 0, 2 * zero - 1).astype(np.uint8)
+    codes = np.rint(_divide(flat.reshape(-1, SUPER_BLOCK), _spread(d * s)))
+    return SuperBlocks(np.clip(codes, -zero, zero - 1).astype(int), d, s)
 
 
-def _encode_q2_k(flat: Floats) -> Bytes:
-    d, s, m, t, codes = _with_minimums(flat, 16, 2, 15)
-    return np.concatenate([s | t << 4, _pack_pairs(codes), _half_bytes(d), _half_bytes(m)], axis=1)
+def encode(flat: Floats, dtype: str) -> Bytes:
+    """u8 [blocks, bytes of a block]"""
+    return _QUANTIZERS[dtype](flat).assemble(dtype)
 
 
-def _encode_q3_k(flat: Floats) -> Bytes:
-    d, s, codes = _symmetric(flat, 3, 31)
-    parts = [_pack_bits(codes >> 2), _pack_pairs(codes & 3), _pack_scales_q3(s + np.uint8(32))]
-    return np.concatenate([*parts, _half_bytes(d)], axis=1)
-
-
-def _encode_q4_k(flat: Floats) -> Bytes:
-    d, s, m, t, codes = _with_minimums(flat, 32, 4, 63)
-    head = [_half_bytes(d), _half_bytes(m), _pack_scales_q4(s, t)]
-    return np.concatenate([*head, _pack_nibbles(codes, 32)], axis=1)
-
-
-def _encode_q5_k(flat: Floats) -> Bytes:
-    d, s, m, t, codes = _with_minimums(flat, 32, 5, 63)
-    head = [_half_bytes(d), _half_bytes(m), _pack_scales_q4(s, t)]
-    return np.concatenate([*head, _pack_bits(codes >> 4), _pack_nibbles(codes & 15, 32)], axis=1)
-
-
-def _encode_q6_k(flat: Floats) -> Bytes:
-    d, s, codes = _symmetric(flat, 6, 127)
-    parts = [_pack_nibbles(codes & 15, 64), _pack_pairs(codes >> 4), s, _half_bytes(d)]
-    return np.concatenate(parts, axis=1)
-
-
-ENCODERS: dict[str, Callable[[Floats], Bytes]] = {
-    "q2_k": _encode_q2_k,
-    "q3_k": _encode_q3_k,
-    "q4_k": _encode_q4_k,
-    "q5_k": _encode_q5_k,
-    "q6_k": _encode_q6_k,
+_QUANTIZERS: dict[str, Callable[[Floats], SuperBlocks]] = {
+    "q2_k": lambda flat: _with_minimums(flat, 16, 2, 15),
+    "q3_k": lambda flat: _symmetric(flat, 3, 31),
+    "q4_k": lambda flat: _with_minimums(flat, 32, 4, 63),
+    "q5_k": lambda flat: _with_minimums(flat, 32, 5, 63),
+    "q6_k": lambda flat: _symmetric(flat, 6, 127),
 }
-DECODERS: dict[str, Callable[[Bytes], Floats]] = {
-    "q2_k": _decode_q2_k,
-    "q3_k": _decode_q3_k,
-    "q4_k": _decode_q4_k,
-    "q5_k": _decode_q5_k,
-    "q6_k": _decode_q6_k,
+_PARSERS: dict[str, Callable[[Bytes], SuperBlocks]] = {
+    "q2_k": _parse_q2_k,
+    "q3_k": _parse_q3_k,
+    "q4_k": _parse_q4_k,
+    "q5_k": _parse_q5_k,
+    "q6_k": _parse_q6_k,
+}
+_ASSEMBLERS: dict[str, Callable[[SuperBlocks], Bytes]] = {
+    "q2_k": _assemble_q2_k,
+    "q3_k": _assemble_q3_k,
+    "q4_k": _assemble_q4_k,
+    "q5_k": _assemble_q5_k,
+    "q6_k": _assemble_q6_k,
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from reference.k_quants import K_QUANTS, SUPER_BLOCK, SuperBlocks
 from reference.quant import BLOCK, round_trip
 
 __all__ = [
@@ -27,6 +28,8 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 _ROUNDING = 2.0**-24
+# What the codes of a block of 32 are stored with.
+_ZEROS = {"q4_0": 8, "q5_0": 16}
 # Results below the normal numbers may be flushed to zero, as vdpbf16ps does.
 _SMALLEST = 2.0**-126
 
@@ -52,18 +55,30 @@ class Blocks:
     Attributes:
         codes: int [rows, cols], as they are multiplied: -8 to 7 (q4_0), 0 to 15 (q4_1), -128 to
             127 (q8_0).
-        scales: f32 [rows, cols / 32] that float16 holds exactly.
-        minimums: the same for q4_1, else None.
+        scales: f32 [rows, cols / group].
+        minimums: the same, or None.
+        raw: bytes that these are the parts of. Without them scales and minimums must be what
+            float16 holds, and equal in the groups of a block of 256.
     """
 
     dtype: str
     codes: npt.NDArray[np.int64]
     scales: Floats
     minimums: Floats | None = None
+    raw: bytes | None = None
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.codes.shape[1] // self.scales.shape[1]
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:
         """Bytes of the tensor."""
+        if self.raw is not None:
+            return np.frombuffer(self.raw, np.uint8)
+        if self.dtype in K_QUANTS:
+            return self._super_blocks().assemble(self.dtype).reshape(-1)
         parts = [_halves(self.scales)]
         if self.minimums is not None:
             parts.append(_halves(self.minimums))
@@ -71,30 +86,52 @@ class Blocks:
         if self.dtype == "q8_0":
             parts.append(codes.astype(np.int8).view(np.uint8))
         else:
-            nibbles = (codes + (8 if self.dtype == "q4_0" else 0)).astype(np.uint8)
-            parts.append(nibbles[..., :16] | nibbles[..., 16:] << 4)
+            unsigned = (codes + _ZEROS.get(self.dtype, 0)).astype(np.uint8)
+            if self.dtype.startswith("q5"):
+                parts.append(np.packbits(unsigned >> 4, axis=-1, bitorder="little"))
+            parts.append(unsigned[..., :16] & 15 | (unsigned[..., 16:] & 15) << 4)
         return np.concatenate(parts, axis=-1).reshape(-1)
+
+    def _super_blocks(self) -> SuperBlocks:
+        codes = self.codes.reshape(-1, SUPER_BLOCK)
+        ones = np.ones((len(codes), SUPER_BLOCK // self.group), np.int64)
+        d = self.scales.reshape(ones.shape)[:, :1]
+        if self.minimums is None:
+            return SuperBlocks(codes, d, ones)
+        return SuperBlocks(codes, d, ones, -self.minimums.reshape(ones.shape)[:, :1], ones)
 
     @property
     def values(self) -> Doubles:
         """f64 [rows, cols] that the matrix stands for."""
-        values = self.codes * np.repeat(self.scales.astype(np.float64), BLOCK, axis=1)
-        return values if self.minimums is None else values + np.repeat(self.minimums, BLOCK, axis=1)
+        values = self.codes * np.repeat(self.scales.astype(np.float64), self.group, axis=1)
+        if self.minimums is None:
+            return values
+        return values + np.repeat(self.minimums, self.group, axis=1)
 
     @classmethod
     def parse(cls, data: bytes, dtype: str, rows: int) -> Blocks:
         """The parts of a tensor's bytes."""
-        header = 4 if dtype == "q4_1" else 2
-        size = header + (BLOCK if dtype == "q8_0" else BLOCK // 2)
-        blocks = np.frombuffer(data, np.uint8).reshape(rows, -1, size)
+        raw = np.frombuffer(data, np.uint8)
+        if dtype in K_QUANTS:
+            parts = SuperBlocks.parse(raw, dtype)
+            minimums = None if parts.minimums is None else parts.minimums.reshape(rows, -1)
+            codes, scales = parts.codes.reshape(rows, -1), parts.scales.reshape(rows, -1)
+            return cls(dtype, codes, scales, minimums, data)
+        header = 4 if dtype.endswith("_1") else 2
+        high = 4 if dtype.startswith("q5") else 0
+        size = header + high + (BLOCK if dtype == "q8_0" else BLOCK // 2)
+        blocks = raw.reshape(rows, -1, size)
         halves = blocks[..., :header].copy().view("<f2").astype(np.float32)
-        packed = blocks[..., header:].copy()
+        packed = blocks[..., header + high :].copy()
         if dtype == "q8_0":
             codes = packed.view(np.int8).astype(np.int64)
         else:
-            nibbles = np.concatenate([packed & 15, packed >> 4], axis=-1)
-            codes = nibbles.astype(np.int64) - (8 if dtype == "q4_0" else 0)
-        minimums = halves[..., 1] if dtype == "q4_1" else None
+            codes = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int64)
+            if high:
+                fifth = blocks[..., header : header + high]
+                codes += np.unpackbits(fifth, axis=-1, bitorder="little").astype(np.int64) * 16
+            codes -= _ZEROS.get(dtype, 0)
+        minimums = halves[..., 1] if header == 4 else None
         return cls(dtype, codes.reshape(rows, -1), halves[..., 0], minimums)
 
 
@@ -151,14 +188,17 @@ def multiply_quantized(x: Floats, blocks: Blocks, fine: bool) -> Product:
     rows = quantize_rows(x, fine)
     groups = np.arange(0, x.shape[1], BLOCK // 2)
     magnitude = np.zeros((len(x), len(blocks.codes)))
+    per_scale = blocks.group // (BLOCK // 2)
     for half, first in enumerate(groups):
         columns = slice(first, first + BLOCK // 2)
         sums = rows.codes[:, columns] @ blocks.codes[:, columns].T
-        scales = np.outer(rows.scales[:, half], blocks.scales[:, half // 2]).astype(np.float64)
+        scales = np.outer(rows.scales[:, half], blocks.scales[:, half // per_scale]).astype(
+            np.float64
+        )
         magnitude += np.abs(sums * scales)
         if blocks.minimums is not None:
             totals = np.abs(rows.codes[:, columns].sum(axis=1) * rows.scales[:, half])
-            magnitude += np.outer(totals, np.abs(blocks.minimums[:, half // 2]))
+            magnitude += np.outer(totals, np.abs(blocks.minimums[:, half // per_scale]))
     # Per half: the scale's product, the sum's, the addition; twice that with minimums.
     bound = (6 * len(groups) + 4) * _ROUNDING * magnitude + len(groups) * _SMALLEST
     return Product(rows.values @ blocks.values.T, bound)

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from reference import k_quants
+from reference.k_quants import K_QUANTS, SUPER_BLOCK, SuperBlocks
 
 __all__ = ["BLOCK", "DTYPES", "LOW_BIT", "block_length", "decode", "encode", "round_trip"]
 
 BLOCK = 32
-LOW_BIT = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+LOW_BIT = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", *K_QUANTS)
 DTYPES = ("f32", "f16", "bf16", *LOW_BIT)
 
 Floats = npt.NDArray[np.float32]
@@ -27,13 +28,15 @@ Bytes = npt.NDArray[np.uint8]
 def encode(values: npt.ArrayLike, dtype: str) -> bytes:
     """``values`` as the bytes of a tensor of ``dtype`` (one of `DTYPES`)."""
     flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+    if dtype in K_QUANTS:
+        return k_quants.encode(flat, dtype).tobytes()
     return _ENCODERS[dtype](flat).tobytes()
 
 
 def decode(data: bytes, dtype: str, shape: Sequence[int]) -> Floats:
     """The f32 values of a tensor's bytes."""
     raw = np.frombuffer(data, dtype=np.uint8)
-    values = _DECODERS[dtype](raw)
+    values = SuperBlocks.parse(raw, dtype).values if dtype in K_QUANTS else _DECODERS[dtype](raw)
     assert values.size == math.prod(shape)
     return values.reshape(shape)
 
@@ -47,7 +50,7 @@ def block_length(dtype: str) -> int:
     """Values of a block: rows are a multiple of it long."""
     if dtype not in LOW_BIT:
         return 1
-    return k_quants.SUPER_BLOCK if dtype in k_quants.DECODERS else BLOCK
+    return SUPER_BLOCK if dtype in K_QUANTS else BLOCK
 
 
 def _encode_bf16(flat: Floats) -> Bytes:
@@ -175,7 +178,6 @@ _ENCODERS: dict[str, Callable[[Floats], npt.NDArray[np.generic]]] = {
     "q5_0": _encode_q5_0,
     "q5_1": _encode_q5_1,
     "q8_0": _encode_q8_0,
-    **k_quants.ENCODERS,
 }
 _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "f32": lambda raw: raw.view("<f4").astype(np.float32),
@@ -186,5 +188,4 @@ _DECODERS: dict[str, Callable[[Bytes], Floats]] = {
     "q5_0": _decode_q5_0,
     "q5_1": _decode_q5_1,
     "q8_0": _decode_q8_0,
-    **k_quants.DECODERS,
 }

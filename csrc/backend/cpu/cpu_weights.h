@@ -42,6 +42,8 @@ class PanelWeight final : public Weight {
   void copy_row(int64_t row, float* out) const;
 
  private:
+  void copy_low_bit_row(const std::byte* panel, int column, float* out) const;
+
   PanelLayout layout_;
   const std::byte* panels_;
 };

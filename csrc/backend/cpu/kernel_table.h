@@ -15,20 +15,90 @@ namespace rapshee::cpu {
 inline constexpr int kLanes = 16;         // columns of a weight panel, keys of a cache group
 inline constexpr int kGroup = 32;         // elements of K that share a scale
 inline constexpr int kHalf = kGroup / 2;  // the same for activations quantised finely
-inline constexpr int kSplit = 256;        // keys after which attention closes max, sum and output
-inline constexpr int kVocabChunk = 256;   // tokens that share one partial sum of exponentials
+inline constexpr int kSuper = 256;       // elements of K whose scales are integers times one number
+inline constexpr int kSplit = 256;       // keys after which attention closes max, sum and output
+inline constexpr int kVocabChunk = 256;  // tokens that share one partial sum of exponentials
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// How the codes of a panel are stored.
-//   kF32   float  [K][16]
-//   kBF16  bf16   [K/2][16][2]; K rounded up to even with zeros
-//   kQ4M   nibbles [K/32][4][64], then fp16 scales [K/32][16], then fp16 minimums [K/32][16]
-//          (byte 4 * c + i of vector j holds column c, k = 4 * j + i low, k + 16 high)
-//   kQ4Z   the same without minimums; the code's zero is 8
-//   kQ8    int8 [K/32][8][64] (byte 4 * c + i of vector j: column c, k = 4 * j + i), then scales
-enum class PanelFormat : uint8_t { kF32, kBF16, kQ4M, kQ4Z, kQ8 };
+// How a panel is stored.
+//   kF32     float  [K][16]
+//   kBF16    bf16   [K/2][16][2]; K rounded up to even with zeros
+//   the rest see LowBitFormat; M: with minimums, Z: with a zero in the middle of the codes, K: in
+//            super-blocks
+enum class PanelFormat : uint8_t {
+  kF32,
+  kBF16,
+  kQ2K,
+  kQ3K,
+  kQ4M,
+  kQ4Z,
+  kQ4K,
+  kQ5M,
+  kQ5Z,
+  kQ5K,
+  kQ6K,
+  kQ8
+};
+
+// A low-bit panel: codes [K/32][bits][64], then the scales, then, if there are any, the minimums.
+// x = scale * (code - zero) + minimum, by exactly the numbers of the file.
+//
+// A group of 32 along K is 8 vectors of codes: byte 4 * c + i of vector j is column c, k = 4 * j +
+// i. They are stored in planes of 4, 2 and 1 bits, low bits first, as far as `bits` is their sum; a
+// plane of w bits takes w * 64 bytes, and holds vector j in its vector j % w from bit w * (j / w)
+// of each byte on. 8 bits: the vectors as they are, signed.
+//
+// Scales are fp16 [K/group][16]; in super-blocks int8 [K/group][16], each to be multiplied with the
+// one of its super-block, fp16 [K/256][16], which follow. Minimums likewise.
+struct LowBitFormat {
+  int bits = 0;  // 0: not a low-bit format
+  int zero = 0;
+  int group = kGroup;  // elements of K that share a scale: 16 or 32
+  bool minimums = false;
+  bool super_blocks = false;
+
+  // Bytes of `cols` elements along K.
+  constexpr int64_t code_bytes(int64_t cols) const { return cols / kGroup * bits * 64; }
+  constexpr int64_t scale_bytes(int64_t cols) const {
+    constexpr int64_t kHalfs = kLanes * sizeof(uint16_t);
+    if (!super_blocks) return cols / group * kHalfs;
+    return cols / group * kLanes + cols / kSuper * kHalfs;
+  }
+  constexpr int64_t bytes(int64_t cols) const {
+    return code_bytes(cols) + scale_bytes(cols) * (minimums ? 2 : 1);
+  }
+};
+
+constexpr LowBitFormat low_bit_format(PanelFormat format) {
+  switch (format) {
+    case PanelFormat::kQ2K:
+      return {2, 0, kHalf, true, true};
+    case PanelFormat::kQ3K:
+      return {3, 4, kHalf, false, true};
+    case PanelFormat::kQ4M:
+      return {4, 0, kGroup, true, false};
+    case PanelFormat::kQ4Z:
+      return {4, 8, kGroup, false, false};
+    case PanelFormat::kQ4K:
+      return {4, 0, kGroup, true, true};
+    case PanelFormat::kQ5M:
+      return {5, 0, kGroup, true, false};
+    case PanelFormat::kQ5Z:
+      return {5, 16, kGroup, false, false};
+    case PanelFormat::kQ5K:
+      return {5, 0, kGroup, true, true};
+    case PanelFormat::kQ6K:
+      return {6, 32, kHalf, false, true};
+    case PanelFormat::kQ8:
+      return {8, 0, kGroup, false, false};
+    case PanelFormat::kF32:
+    case PanelFormat::kBF16:
+      break;
+  }
+  return {};
+}
 
 struct PanelLayout {
   PanelFormat format = PanelFormat::kF32;

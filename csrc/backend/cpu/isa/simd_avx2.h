@@ -136,6 +136,12 @@ inline void store_i8(int8_t* p, I16 x) {
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
+inline I16 load_i8(const std::byte* p) {
+  const auto half = [](const std::byte* q) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(q)));
+  };
+  return {half(p), half(p + 8)};
+}
 
 inline I16 izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline I16 iset1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -152,14 +158,17 @@ inline void store_codes(std::byte* p, Codes c) {
   _mm256_storeu_si256(q, c.lo);
   _mm256_storeu_si256(q + 1, c.hi);
 }
-inline Codes low_nibbles(Codes c) {
-  const __m256i low = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(c.lo, low), _mm256_and_si256(c.hi, low)};
+// Bits of each byte: those from `from` on, as far as `mask` has them, moved to bit `to`.
+inline Codes take_bits(Codes c, int from, int mask, int to) {
+  const __m256i kept = _mm256_set1_epi8(static_cast<char>(mask << to));
+  const auto half = [&](__m256i x) {
+    x = from >= to ? _mm256_srli_epi16(x, from - to) : _mm256_slli_epi16(x, to - from);
+    return _mm256_and_si256(x, kept);
+  };
+  return {half(c.lo), half(c.hi)};
 }
-inline Codes high_nibbles(Codes c) {
-  const __m256i low = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(_mm256_srli_epi16(c.lo, 4), low),
-          _mm256_and_si256(_mm256_srli_epi16(c.hi, 4), low)};
+inline Codes join(Codes a, Codes b) {
+  return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
 // Makes the compiler believe that c may have changed; for loops that only measure.
 inline void forget(Codes& c) { asm volatile("" : "+x"(c.lo), "+x"(c.hi)); }
@@ -171,10 +180,12 @@ inline I16 widen_pairs(I16 pairs) {
   const __m256i ones = _mm256_set1_epi16(1);
   return {_mm256_madd_epi16(pairs.lo, ones), _mm256_madd_epi16(pairs.hi, ones)};
 }
-// dot_end(dot(... dot(dot_begin(start), w, x) ...), start), with kDots calls of dot at most, is
-// start[c] + sum over all w and i of w[4 c + i] * x[i]. vpmaddubsw yields pairs of 16 bits: with
-// signed codes one may reach 2 * 128 * 127 = 32,512 (activations stay within +-127), so each is
-// widened at once. With nibbles they are summed as they are, and 8 reach 8 * 2 * 15 * 127 = 30,480.
+// Calls of dot<false> between dot_begin and dot_end, with codes up to `most`: vpmaddubsw yields
+// pairs of 16 bits, which are summed as they are (activations stay within +-127).
+constexpr int dots_held(int most) { return 32767 / (2 * 127 * most); }
+// dot_end(dot(... dot(dot_begin(start), w, x) ...), start), with dots_held calls of dot at most, is
+// start[c] + sum over all w and i of w[4 c + i] * x[i]. With signed codes a pair may reach 2 * 128
+// * 127 = 32,512, so each is widened at once, and there may be any number of calls.
 template <bool kSigned>
 inline I16 dot_begin(I16 start) {
   return kSigned ? start : izero();

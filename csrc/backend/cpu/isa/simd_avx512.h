@@ -76,6 +76,9 @@ inline void store_bf16(uint16_t* p, F16 x) {
 inline void store_i8(int8_t* p, I16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x));
 }
+inline I16 load_i8(const std::byte* p) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 
 inline I16 izero() { return _mm512_setzero_si512(); }
 inline I16 iset1(int32_t x) { return _mm512_set1_epi32(x); }
@@ -83,17 +86,22 @@ inline I16 iadd(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
 
 inline Codes load_codes(const std::byte* p) { return _mm512_loadu_si512(p); }
 inline void store_codes(std::byte* p, Codes c) { _mm512_storeu_si512(p, c); }
-inline Codes low_nibbles(Codes c) { return _mm512_and_si512(c, _mm512_set1_epi8(15)); }
-inline Codes high_nibbles(Codes c) {
-  return _mm512_and_si512(_mm512_srli_epi16(c, 4), _mm512_set1_epi8(15));
+// Bits of each byte: those from `from` on, as far as `mask` has them, moved to bit `to`.
+inline Codes take_bits(Codes c, int from, int mask, int to) {
+  const auto right = static_cast<unsigned>(from - to), left = static_cast<unsigned>(to - from);
+  c = from >= to ? _mm512_srli_epi16(c, right) : _mm512_slli_epi16(c, left);
+  return _mm512_and_si512(c, _mm512_set1_epi8(static_cast<char>(mask << to)));
 }
+inline Codes join(Codes a, Codes b) { return _mm512_or_si512(a, b); }
 // Makes the compiler believe that c may have changed; for loops that only measure.
 inline void forget(Codes& c) { asm volatile("" : "+v"(c)); }
 // Signed codes as the operand of dot<true>.
 inline Codes signed_operand(Codes c) { return _mm512_xor_si512(c, _mm512_set1_epi8(-128)); }
 
-// dot_end(dot(... dot(dot_begin(start), w, x) ...), start), with kDots calls of dot at most, is
-// start[c] + sum over all w and i of w[4 c + i] * x[i].
+// Calls of dot<false> between dot_begin and dot_end, with codes up to `most`: sums have 32 bits.
+constexpr int dots_held(int most) { return INT32_MAX / (4 * 127 * most); }
+// dot_end(dot(... dot(dot_begin(start), w, x) ...), start) is start[c] + sum over all w and i of
+// w[4 c + i] * x[i].
 template <bool kSigned>
 inline I16 dot_begin(I16 start) {
   return start;

@@ -139,6 +139,9 @@ inline void store_i8(int8_t* p, const I16& x) {
     p[i] = static_cast<int8_t>(x.v[i] < -128 ? -128 : x.v[i] > 127 ? 127 : x.v[i]);
   }
 }
+inline I16 load_i8(const std::byte* p) {
+  return each<I16>([=](int i) { return static_cast<int8_t>(p[i]); });
+}
 
 inline I16 izero() { return {}; }
 inline I16 iset1(int32_t x) {
@@ -154,21 +157,24 @@ inline Codes load_codes(const std::byte* p) {
   return c;
 }
 inline void store_codes(std::byte* p, const Codes& c) { std::memcpy(p, c.v, sizeof c.v); }
-inline Codes low_nibbles(Codes c) {
-  for (uint8_t& b : c.v) b &= 15;
+// Bits of each byte: those from `from` on, as far as `mask` has them, moved to bit `to`.
+inline Codes take_bits(Codes c, int from, int mask, int to) {
+  for (uint8_t& b : c.v) b = static_cast<uint8_t>((b >> from & mask) << to);
   return c;
 }
-inline Codes high_nibbles(Codes c) {
-  for (uint8_t& b : c.v) b >>= 4;
-  return c;
+inline Codes join(Codes a, const Codes& b) {
+  for (int i = 0; i < 64; ++i) a.v[i] |= b.v[i];
+  return a;
 }
 // Makes the compiler believe that c may have changed; for loops that only measure.
 inline void forget(Codes& c) { asm volatile("" : "+m"(c)); }
 // Signed codes as the operand of dot<true>.
 inline Codes signed_operand(const Codes& c) { return c; }
 
-// dot_end(dot(... dot(dot_begin(start), w, x) ...), start), with kDots calls of dot at most, is
-// start[c] + sum over all w and i of w[4 c + i] * x[i].
+// Calls of dot<false> between dot_begin and dot_end, with codes up to `most`: sums have 32 bits.
+constexpr int dots_held(int most) { return INT32_MAX / (4 * 127 * most); }
+// dot_end(dot(... dot(dot_begin(start), w, x) ...), start) is start[c] + sum over all w and i of
+// w[4 c + i] * x[i].
 template <bool kSigned>
 inline I16 dot_begin(const I16& start) {
   return start;
