@@ -38,7 +38,9 @@ class EngineConfig:
             (the folder's ``config.json`` with random weights, for benchmarks; without a
             ``tokenizer.json`` beside it the engine takes token ids only, and completions have no
             text).
-        max_model_len: context length in tokens; None: the checkpoint's.
+        max_model_len: context length in tokens; None: the checkpoint's. Rotary scalings that depend
+            on a length (``dynamic``, ``longrope``) are those of this one, and ``dynamic`` ones
+            reach beyond the checkpoint's.
         kv_cache_memory_bytes: memory of the KV cache; None: enough for ``max_num_seqs`` full
             contexts, but at most a quarter of the memory that weights and workspace leave free on
             CPU, 90 % of it on CUDA.

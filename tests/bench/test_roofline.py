@@ -7,7 +7,7 @@ import pytest
 
 import roofline
 from rapshee_engine import _core
-from rapshee_engine.models.families import config_from_hf
+from rapshee_engine.models.hf_config import config_from_hf
 from rapshee_engine.weights.loader import Checkpoint, load_checkpoint
 from reference.quant import DTYPES, encode
 from reference.tiny_llama import make_config, make_weights, write_gguf_file

@@ -176,6 +176,18 @@ def test_the_identity_tells_weights_apart(
     same.close()
 
 
+def test_the_identity_tells_rotations_apart(device: str, tmp_path: Path) -> None:
+    config = make_config(rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    folder = write_hf_folder(tmp_path, config, make_weights(config, seed=4))
+    identities = set()
+    for length in (None, 256, 300, 400):  # the first two are within the trained length
+        checkpoint = load_checkpoint(folder, context_length=length)
+        runner = Runner(EngineConfig(model=str(folder), device=device), checkpoint)
+        identities.add(runner.identity)
+        runner.close()
+    assert len(identities) == 3
+
+
 def test_the_identity_does_not_depend_on_threads(folder: Path, runner: Runner, device: str) -> None:
     other = make_runner(folder, device, threads=2)
     assert other.identity == runner.identity

@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 __all__ = [
     "GOLDEN_FOLDER",
+    "FamilyCase",
     "GoldenText",
     "TinyLlamaCase",
+    "family_cases",
     "smollm2_goldens",
     "tiny_llama_cases",
 ]
@@ -31,6 +33,26 @@ class TinyLlamaCase:
     seed: int
     token_ids: tuple[int, ...]
     inv_freq: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """One tiny checkpoint, made by `reference.tiny_families.family_weights(config, seed)`, and what
+    transformers computes with it in float32.
+
+    Attributes:
+        context_length: that the model is to be loaded for, or None.
+        gguf: whether a GGUF file can say all of it.
+        logits: f32 [T, V] at every position.
+    """
+
+    name: str
+    config: dict[str, Any]
+    context_length: int | None
+    gguf: bool
+    seed: int
+    token_ids: tuple[int, ...]
     logits: npt.NDArray[np.float32]
 
 
@@ -72,6 +94,18 @@ def tiny_llama_cases() -> tuple[TinyLlamaCase, ...]:
                 logits=stored[f"{case['name']}.logits"],
             )
             for case in cases
+        )
+
+
+def family_cases() -> tuple[FamilyCase, ...]:
+    with np.load(GOLDEN_FOLDER / "tiny_families.npz") as stored:
+        return tuple(
+            FamilyCase(
+                **case,
+                token_ids=tuple(stored[f"{case['name']}.token_ids"].tolist()),
+                logits=stored[f"{case['name']}.logits"],
+            )
+            for case in json.loads(str(stored["cases"]))
         )
 
 

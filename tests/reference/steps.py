@@ -31,9 +31,11 @@ def native_config(config: ModelConfig) -> _core.ModelConfig:
     )
 
 
-def make_runner(path: Path, load_format: str = "auto", **options: Any) -> _core.ModelRunner:
+def make_runner(
+    path: Path, load_format: str = "auto", context_length: int | None = None, **options: Any
+) -> _core.ModelRunner:
     """The native runner of a checkpoint; ``options`` are those of `_core.ModelRunner`."""
-    checkpoint = load_checkpoint(path, load_format)
+    checkpoint = load_checkpoint(path, load_format, context_length=context_length)
     entries = [
         _core.TensorEntry(e.name, e.dtype, e.shape, e.file, e.offset, e.nbytes)
         for e in checkpoint.entries

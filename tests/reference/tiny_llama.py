@@ -16,6 +16,7 @@ from reference.quant import round_trip
 from reference.safetensors_writer import write_safetensors
 
 __all__ = [
+    "interleave",
     "make_config",
     "make_weights",
     "stored_weights",
@@ -176,9 +177,9 @@ def write_gguf_file(
     is_interleaved = _GGUF_ARCHITECTURES[config["model_type"]] == "llama"
     for name, array in weights.items():
         if ".q_proj." in name and is_interleaved:
-            array = _interleave(array, config["num_attention_heads"])
+            array = interleave(array, config["num_attention_heads"])
         elif ".k_proj." in name and is_interleaved:
-            array = _interleave(
+            array = interleave(
                 array, config.get("num_key_value_heads") or config["num_attention_heads"]
             )
         own = (other for part, other in (dtypes or {}).items() if part in name)
@@ -202,7 +203,7 @@ def _gguf_name(name: str) -> str:
     return f"{model[module]}.{kind}"
 
 
-def _interleave(array: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
+def interleave(array: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
     """Rows (i, i + d/2) of each head, which rotate together, become neighbours."""
     halves = array.reshape(num_heads, 2, -1, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)

@@ -120,7 +120,9 @@ class Engine:
         Raises:
             ConfigError, WeightFileError, UnsupportedModelError: it cannot be loaded so.
         """
-        checkpoint = load_checkpoint(config.model, config.load_format)
+        checkpoint = load_checkpoint(
+            config.model, config.load_format, context_length=config.max_model_len
+        )
         tokenizer, template = _text_parts(config, checkpoint)
         return cls(
             config,

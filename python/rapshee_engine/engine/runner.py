@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,6 +115,9 @@ class Runner:
                 for t in checkpoint.entries
             ]
             self._is_asynchronous = device != "cpu"
+            # Rotary frequencies may follow from options, and nothing else tells of them.
+            text = repr(checkpoint.config).encode()
+            self._config_digest = hashlib.blake2b(text, digest_size=16).hexdigest()
             self._runner = _core.ModelRunner(
                 native_config,
                 entries,
@@ -164,6 +168,7 @@ class Runner:
                 runner.description,
                 runner.kv_dtype,
                 runner.weights_checksum,
+                self._config_digest,
             )
         )
 

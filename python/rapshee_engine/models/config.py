@@ -34,7 +34,7 @@ class LayerConfig:
     window: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Shape and switches of a decoder-only transformer.
 
@@ -69,21 +69,21 @@ class ModelConfig:
     max_position: int
     rms_norm_eps: float
     query_scale: float
-    attn_softcap: float
-    embed_scale: float
-    residual_scale: float
-    logit_scale: float
-    final_softcap: float
-    activation: str
+    attn_softcap: float = 0.0
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    final_softcap: float = 0.0
+    activation: str = "silu"
     tie_embeddings: bool
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
-    pre_norm: bool
-    post_norm: bool
-    norm_zero_centered: bool
-    qk_norm: str
-    interleaved_qk: bool
+    pre_norm: bool = True
+    post_norm: bool = False
+    norm_zero_centered: bool = False
+    qk_norm: str = "none"
+    interleaved_qk: bool = False
     ropes: tuple[RopeConfig, ...]
     layers: tuple[LayerConfig, ...]
 

@@ -88,6 +88,24 @@ class Fields:
             raise self.invalid(key, "a number from 1e-30 to 1e30")
         return float(value)
 
+    def cap(self, key: str, default: float) -> float:
+        """A soft cap: a number above zero; 0 where the key is null, ``default`` where it is
+        absent."""
+        if not self.is_listed(key):
+            return default
+        return self.positive(key) if self.has(key) else 0.0
+
+    def positives(self, key: str, count: int) -> list[float]:
+        """A list of ``count`` numbers above zero that float32 can hold."""
+        values = self.get(key)
+        if (
+            not isinstance(values, list)
+            or len(values) != count
+            or not all(type(v) in (int, float) and 1e-30 <= v <= 1e30 for v in values)
+        ):
+            raise self.invalid(key, f"a list of {count} numbers from 1e-30 to 1e30")
+        return [float(value) for value in values]
+
     def flag(self, key: str, default: bool) -> bool:
         value = self.get(key)
         if value is None:

@@ -1,8 +1,8 @@
 """What each hyper-parameter key of a checkpoint means to this engine.
 
-*Honoured* keys are read by `rapshee_engine.models.families`; *harmless* ones do not enter the
-forward pass; *neutral* ones may have one value only, which leaves it as implemented. Any other key
-is refused by name.
+*Honoured* keys are read by `hf_config` and `gguf_config`; *harmless* ones do not enter the forward
+pass; *neutral* ones may have one value only, which leaves it as implemented. A family may have keys
+of its own, in its line of `hf_families` or `gguf_families`. Any other key is refused by name.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ HF_HONOURED = frozenset(
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
+        "original_max_position_embeddings",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",
@@ -113,19 +114,24 @@ GGUF_HONOURED = frozenset(
         "feed_forward_length",
         "rope.dimension_count",
         "rope.freq_base",
+        "rope.scaling.attn_factor",
         "rope.scaling.factor",
+        "rope.scaling.original_context_length",
         "rope.scaling.type",
+        "rope.scaling.yarn_attn_factor",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_log_multiplier",
         "vocab_size",
     }
 )
-# ``rope.scaling.original_context_length`` and ``finetuned`` matter to YaRN only.
-GGUF_HARMLESS = frozenset({"rope.scaling.finetuned", "rope.scaling.original_context_length"})
+GGUF_HARMLESS = frozenset({"rope.scaling.finetuned"})
 GGUF_NEUTRAL: Mapping[str, Any] = MappingProxyType(
     {
         "attention.causal": True,
         "expert_count": 0,
         "expert_used_count": 0,
-        "rope.scaling.attn_factor": 1.0,
+        "rope.scaling.yarn_ext_factor": 1.0,
         "tensor_data_layout": "Meta AI original pth",
     }
 )

@@ -17,12 +17,15 @@ from rapshee_engine.files import (
     short_repr,
 )
 from rapshee_engine.models.config import ModelConfig
-from rapshee_engine.models.families import config_from_gguf, config_from_hf
+from rapshee_engine.models.gguf_config import config_from_gguf
+from rapshee_engine.models.gguf_rope import ROPE_FACTORS
+from rapshee_engine.models.hf_config import config_from_hf
 from rapshee_engine.models.weight_names import (
-    GGUF_NAMES,
-    HF_NAMES,
     NameTable,
+    TensorRows,
     canonical_shapes,
+    gguf_names,
+    hf_names,
     match_tensors,
 )
 from rapshee_engine.weights.gguf import GGUFFile, read_gguf
@@ -36,7 +39,6 @@ _CONFIG = "config.json"
 _GENERATION_CONFIG = "generation_config.json"
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
-_ROPE_FREQS = "rope_freqs.weight"
 _DUMMY_DTYPE = "bf16"
 _LOAD_FORMATS = ("auto", "gguf", "safetensors", "dummy")
 
@@ -88,7 +90,9 @@ class Checkpoint:
         return sum(entry.nbytes for entry in self.entries)
 
 
-def load_checkpoint(path: str | Path, load_format: str = "auto") -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, load_format: str = "auto", *, context_length: int | None = None
+) -> Checkpoint:
     """Read and check the headers of a checkpoint; its weights are not read.
 
     Args:
@@ -96,6 +100,8 @@ def load_checkpoint(path: str | Path, load_format: str = "auto") -> Checkpoint:
             ``model.safetensors``, or shards with ``model.safetensors.index.json``.
         load_format: ``auto`` (a file is GGUF, a folder safetensors), ``gguf``, ``safetensors``,
             or ``dummy`` (a folder's ``config.json`` alone; every tensor is bf16 without a file).
+        context_length: tokens that the model will be used for, which some rotary scalings follow
+            (see `config_from_hf`); None: as many as it was made for.
 
     Raises:
         ConfigError: the path does not hold a checkpoint of that format.
@@ -115,21 +121,26 @@ def load_checkpoint(path: str | Path, load_format: str = "auto") -> Checkpoint:
     if load_format == "gguf" or (load_format == "auto" and not path.is_dir()):
         if not path.is_file():
             raise ConfigError(f"model path {str(path)!r} is not a file, as GGUF needs")
-        return _load_gguf(path)
+        return _load_gguf(path, context_length)
     if not is_there(path / _CONFIG):
         wanted = "a GGUF file or " if load_format == "auto" else ""
         raise ConfigError(f"model path {str(path)!r} must be {wanted}a folder with {_CONFIG}")
-    return _load_dummy(path) if load_format == "dummy" else _load_safetensors(path)
+    load = _load_dummy if load_format == "dummy" else _load_safetensors
+    return load(path, context_length)
 
 
-def _load_gguf(path: Path) -> Checkpoint:
+def _load_gguf(path: Path, context_length: int | None) -> Checkpoint:
     header = read_gguf(path)
     file = header.path
     if header.metadata.get("split.count", 1) != 1:
         raise UnsupportedModelError(f"{file}: a model split into several files is not supported")
     shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
     config = config_from_gguf(
-        header.metadata, tensor_shapes=shapes, rope_freqs=_rope_freqs(header), source=file
+        header.metadata,
+        tensor_shapes=shapes,
+        rope_factors=_rope_factors(header),
+        source=file,
+        context_length=context_length,
     )
     eos_token_ids = tuple(
         dict.fromkeys(
@@ -143,15 +154,15 @@ def _load_gguf(path: Path) -> Checkpoint:
         format="gguf",
         config=config,
         entries=_entries(
-            config, GGUF_NAMES, header.tensors, dict.fromkeys(header.tensors, file), file
+            config, gguf_names(config), header.tensors, dict.fromkeys(header.tensors, file), file
         ),
         eos_token_ids=eos_token_ids,
         gguf_metadata=header.metadata,
     )
 
 
-def _load_safetensors(folder: Path) -> Checkpoint:
-    config, eos_token_ids = _folder_config(folder)
+def _load_safetensors(folder: Path, context_length: int | None) -> Checkpoint:
+    config, eos_token_ids = _folder_config(folder, context_length)
     # Where there are both, transformers takes the single file too.
     if is_there(folder / _WEIGHTS):
         source = folder / _WEIGHTS
@@ -166,14 +177,14 @@ def _load_safetensors(folder: Path) -> Checkpoint:
         path=str(folder),
         format="safetensors",
         config=config,
-        entries=_entries(config, HF_NAMES, tensors, files, str(source)),
+        entries=_entries(config, hf_names(config), tensors, files, str(source)),
         eos_token_ids=eos_token_ids,
         gguf_metadata=None,
     )
 
 
-def _load_dummy(folder: Path) -> Checkpoint:
-    config, eos_token_ids = _folder_config(folder)
+def _load_dummy(folder: Path, context_length: int | None) -> Checkpoint:
+    config, eos_token_ids = _folder_config(folder, context_length)
     entries = tuple(
         TensorSource(name, _DUMMY_DTYPE, shape, "", 0, tensor_nbytes(_DUMMY_DTYPE, shape))
         for name, shape in canonical_shapes(config).items()
@@ -188,11 +199,11 @@ def _load_dummy(folder: Path) -> Checkpoint:
     )
 
 
-def _folder_config(folder: Path) -> tuple[ModelConfig, tuple[int, ...]]:
+def _folder_config(folder: Path, context_length: int | None) -> tuple[ModelConfig, tuple[int, ...]]:
     """Configuration and end-of-sequence tokens of a Hugging Face folder."""
     file = folder / _CONFIG
     fields = read_json_object(file)
-    config = config_from_hf(fields, str(file))
+    config = config_from_hf(fields, str(file), context_length=context_length)
     # The one that transformers' generate() follows.
     generation_fields = read_optional_json_object(folder / _GENERATION_CONFIG)
     if generation_fields.get("eos_token_id") is not None:
@@ -225,29 +236,39 @@ def _entries(
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     matched = match_tensors(config, names, shapes, source)
     return tuple(
-        TensorSource(
-            canonical,
-            tensors[name].dtype,
-            tensors[name].shape,
-            files[name],
-            tensors[name].offset,
-            tensors[name].nbytes,
-        )
-        for canonical, name in matched.items()
+        _entry(canonical, rows, tensors[rows.name], files[rows.name])
+        for canonical, rows in matched.items()
     )
 
 
-def _rope_freqs(header: GGUFFile) -> tuple[float, ...] | None:
-    """Values of ``rope_freqs.weight``: the factors that divide the rotary frequencies."""
-    tensor = header.tensors.get(_ROPE_FREQS)
-    if tensor is None:
-        return None
+def _entry(canonical: str, rows: TensorRows, tensor: TensorInfo, file: str) -> TensorSource:
+    """Rows lie one after the other, so some of them are a range of the tensor's bytes."""
+    dtype, before = tensor.dtype, 0
+    try:
+        if rows.first_row:
+            before = tensor_nbytes(dtype, (rows.first_row, *rows.shape[1:]))
+        nbytes = tensor_nbytes(dtype, rows.shape)
+    except ValueError as error:
+        raise WeightFileError(file, f"cannot be split: {error}", tensor=tensor.name) from error
+    return TensorSource(canonical, dtype, rows.shape, file, tensor.offset + before, nbytes)
+
+
+def _rope_factors(header: GGUFFile) -> dict[str, tuple[float, ...]]:
+    """Tensors that divide the rotary frequencies, name -> values."""
+    return {
+        name: _rope_values(header, header.tensors[name])
+        for name in ROPE_FACTORS
+        if name in header.tensors
+    }
+
+
+def _rope_values(header: GGUFFile, tensor: TensorInfo) -> tuple[float, ...]:
     # One head is at most 4096 wide; the exact length is checked against the configuration.
     if tensor.dtype != "f32" or len(tensor.shape) != 1 or tensor.shape[0] > 2048:
         raise WeightFileError(
             header.path,
             f"must be f32 with one dimension, got {tensor.dtype} {list(tensor.shape)}",
-            tensor=_ROPE_FREQS,
+            tensor=tensor.name,
         )
     stream, _ = open_regular(header.path)
     try:
@@ -257,5 +278,5 @@ def _rope_freqs(header: GGUFFile) -> tuple[float, ...] | None:
     except OSError as error:
         raise WeightFileError(header.path, f"cannot be read: {error.strerror}") from error
     if len(data) < tensor.nbytes:
-        raise WeightFileError(header.path, "is truncated", tensor=_ROPE_FREQS)
+        raise WeightFileError(header.path, "is truncated", tensor=tensor.name)
     return struct.unpack(f"<{tensor.shape[0]}f", data)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from rapshee_engine.errors import UnsupportedModelError, WeightFileError
 from rapshee_engine.models.config import LayerConfig, ModelConfig
-from rapshee_engine.models.families import config_from_gguf, config_from_hf
+from rapshee_engine.models.hf_config import config_from_hf
 from reference.golden import TinyLlamaCase, tiny_llama_cases
 from reference.tiny_llama import make_config
 
@@ -26,41 +25,7 @@ def without(key: str, **changes: Any) -> ModelConfig:
     return config_from_hf(config, "config.json")
 
 
-SHAPES = {"token_embd.weight": (160, 64)}
-
-
-def gguf_metadata(**changes: Any) -> dict[str, Any]:
-    """``llama.*`` keys with dots written as two underscores."""
-    metadata = {
-        "general.architecture": "llama",
-        "general.name": "anything",
-        "llama.block_count": 2,
-        "llama.context_length": 256,
-        "llama.embedding_length": 64,
-        "llama.feed_forward_length": 96,
-        "llama.attention.head_count": 4,
-        "llama.attention.head_count_kv": 2,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    }
-    metadata.update({f"llama.{key.replace('__', '.')}": v for key, v in changes.items()})
-    return {key: value for key, value in metadata.items() if value is not None}
-
-
-def from_gguf(
-    metadata: Mapping[str, Any] | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    rope_freqs: list[float] | None = None,
-    **changes: Any,
-) -> ModelConfig:
-    return config_from_gguf(
-        metadata or gguf_metadata(**changes),
-        tensor_shapes=shapes or SHAPES,
-        rope_freqs=rope_freqs,
-        source="model.gguf",
-    )
-
-
-def test_hf_llama() -> None:
+def test_llama() -> None:
     config = from_hf()
     assert config.architecture == "llama"
     assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (160, 64, 96)
@@ -77,13 +42,13 @@ def test_hf_llama() -> None:
 
 
 @pytest.mark.parametrize("case", tiny_llama_cases(), ids=lambda case: case.name)
-def test_hf_frequencies_are_those_of_transformers(case: TinyLlamaCase) -> None:
+def test_frequencies_are_those_of_transformers(case: TinyLlamaCase) -> None:
     (rope,) = config_from_hf(case.config, "config.json").ropes
     # At most two units in the last place: libraries round float32 powers differently.
     np.testing.assert_allclose(np.float32(rope.inv_freq), case.inv_freq, rtol=2.4e-7)
 
 
-def test_hf_defaults_are_those_of_transformers() -> None:
+def test_defaults_are_those_of_transformers() -> None:
     assert without("num_key_value_heads").num_kv_heads == 4
     assert without("rms_norm_eps").rms_norm_eps == 1e-6
     assert without("tie_word_embeddings").tie_embeddings is False
@@ -95,27 +60,27 @@ def test_hf_defaults_are_those_of_transformers() -> None:
     assert mistral.layers[0].window == 4096
 
 
-def test_hf_head_dim() -> None:
+def test_head_dim() -> None:
     assert from_hf(head_dim=32).head_dim == 32
     assert from_hf(head_dim=None).head_dim == 16
     assert from_hf(head_dim=32).query_scale == 32**-0.5
 
 
-def test_hf_biases() -> None:
+def test_biases() -> None:
     config = from_hf(attention_bias=True)
     assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (True, True, False)
     config = from_hf(mlp_bias=True)
     assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (False, False, True)
 
 
-def test_hf_window() -> None:
+def test_window() -> None:
     assert from_hf(model_type="mistral", sliding_window=7).layers[1].window == 7
     assert from_hf(model_type="mistral", sliding_window=None).layers[1].window == 0
     assert from_hf(sliding_window=None).layers[1].window == 0
 
 
 @pytest.mark.parametrize("spelling", ["type", "rope_type"])
-def test_hf_rope_spellings_agree(spelling: str) -> None:
+def test_rope_spellings_agree(spelling: str) -> None:
     scaling = {spelling: "linear", "factor": 2.0}
     old = from_hf(rope_theta=5000.0, rope_scaling=scaling)
     new = without("rope_theta", rope_parameters={"rope_theta": 5000.0, **scaling})
@@ -123,14 +88,14 @@ def test_hf_rope_spellings_agree(spelling: str) -> None:
     assert old.ropes[0].inv_freq[0] == 0.5
 
 
-def test_hf_both_rope_types_may_be_given_if_equal() -> None:
+def test_both_rope_types_may_be_given_if_equal() -> None:
     scaling = {"type": "linear", "rope_type": "linear", "factor": 2.0}
     assert from_hf(rope_scaling=scaling) == from_hf(rope_scaling={"type": "linear", "factor": 2})
     with pytest.raises(UnsupportedModelError, match=r"rope_scaling\.rope_type = 'llama3'"):
         from_hf(rope_scaling={**scaling, "rope_type": "llama3"})
 
 
-def test_hf_harmless_keys_are_accepted() -> None:
+def test_harmless_keys_are_accepted() -> None:
     plain = from_hf()
     assert plain == from_hf(
         _name_or_path="x",
@@ -154,7 +119,7 @@ def qwen3(**changes: Any) -> ModelConfig:
     return from_hf(model_type="qwen3", **changes)
 
 
-def test_hf_qwen3() -> None:
+def test_qwen3() -> None:
     config = qwen3()
     assert config.architecture == "qwen3"
     assert config.qk_norm == "head"
@@ -165,7 +130,7 @@ def test_hf_qwen3() -> None:
     assert from_hf().qk_norm == "none"
 
 
-def test_hf_qwen3_defaults_are_those_of_transformers() -> None:
+def test_qwen3_defaults_are_those_of_transformers() -> None:
     many_heads = without("num_key_value_heads", model_type="qwen3", num_attention_heads=64)
     assert many_heads.num_kv_heads == 32
     assert qwen3(num_key_value_heads=None).num_kv_heads == 4
@@ -177,7 +142,7 @@ def windows(**changes: Any) -> list[int]:
     return [layer.window for layer in qwen3(num_hidden_layers=3, **changes).layers]
 
 
-def test_hf_qwen3_windows() -> None:
+def test_qwen3_windows() -> None:
     on = {"use_sliding_window": True, "sliding_window": 9}
     assert windows(sliding_window=9) == windows(sliding_window=None) == [0, 0, 0]
     assert windows(sliding_window=9, max_window_layers=0, use_sliding_window=False) == [0, 0, 0]
@@ -212,8 +177,8 @@ LLAMA3 = {
         ({"num_local_experts": 8}, "num_local_experts"),
         ({"model_type": "mistral", "attention_bias": True}, "attention_bias = True"),
         ({"model_type": "mistral", "mlp_bias": True}, "mlp_bias = True"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.type = 'dynamic'"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type = 'yarn'"),
+        ({"rope_scaling": {"type": "mrope"}}, "rope_scaling.type = 'mrope'"),
+        ({"rope_scaling": {"rope_type": "proportional"}}, "rope_type = 'proportional'"),
         ({"rope_scaling": {"rope_type": "default", "factor": 2.0}}, "rope_scaling.factor"),
         ({"rope_scaling": {**LLAMA3, "attention_factor": 2.0}}, "attention_factor"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
@@ -225,7 +190,7 @@ LLAMA3 = {
         ({"use_sliding_window": False}, "use_sliding_window = False is not known"),
     ],
 )
-def test_hf_refuses_by_name(changes: dict[str, Any], named: str) -> None:
+def test_refuses_by_name(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(UnsupportedModelError, match=named) as caught:
         from_hf(**changes)
     assert "config.json" in str(caught.value)
@@ -235,7 +200,7 @@ def test_hf_refuses_by_name(changes: dict[str, Any], named: str) -> None:
     "key",
     ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"],
 )
-def test_hf_sizes_are_required_and_checked(key: str) -> None:
+def test_sizes_are_required_and_checked(key: str) -> None:
     with pytest.raises(WeightFileError, match=f"config.json: {key} is missing"):
         without(key)
     for value in (0, -1, 2.0, "2", True, 1 << 40, [2]):
@@ -278,147 +243,10 @@ def test_hf_sizes_are_required_and_checked(key: str) -> None:
         ),
     ],
 )
-def test_hf_refuses_impossible_values(changes: dict[str, Any], reason: str) -> None:
+def test_refuses_impossible_values(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(WeightFileError, match=reason) as caught:
         from_hf(**changes)
     assert caught.value.file == "config.json"
-
-
-def test_gguf_llama() -> None:
-    config = from_gguf()
-    assert config.architecture == "llama"
-    assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (160, 64, 96)
-    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (4, 2, 16)
-    assert (config.max_position, config.rms_norm_eps) == (256, 1e-5)
-    assert config.interleaved_qk
-    assert config.tie_embeddings
-    assert (config.qkv_bias, config.out_bias, config.mlp_bias) == (False, False, False)
-    assert config.ropes == from_hf().ropes
-    assert config.layers == from_hf().layers
-
-
-def test_gguf_tensors_decide_biases_and_tying() -> None:
-    config = from_gguf(
-        shapes={
-            **SHAPES,
-            "output.weight": (160, 64),
-            "blk.0.attn_q.bias": (64,),
-            "blk.0.attn_output.bias": (64,),
-            "blk.0.ffn_gate.bias": (96,),
-        }
-    )
-    assert not config.tie_embeddings
-    assert config.qkv_bias
-    assert config.out_bias
-    assert config.mlp_bias
-
-
-def gguf_qwen3(**changes: Any) -> ModelConfig:
-    metadata = gguf_metadata(**changes)
-    renamed = {key.replace("llama.", "qwen3."): value for key, value in metadata.items()}
-    return from_gguf({**renamed, "general.architecture": "qwen3"})
-
-
-def test_gguf_qwen3() -> None:
-    config = gguf_qwen3(attention__key_length=32, attention__value_length=32)
-    assert (config.architecture, config.head_dim) == ("qwen3", 32)
-    assert config.qk_norm == "head"
-    assert not config.interleaved_qk
-    assert config.ropes == from_hf(head_dim=32).ropes
-    assert from_gguf().qk_norm == "none"
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"attention__sliding_window": 9}, "qwen3.attention.sliding_window = 9"),
-        ({"rope__dimension_count": 8}, "qwen3.rope.dimension_count = 8"),
-    ],
-)
-def test_gguf_qwen3_refuses_by_name(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=named):
-        gguf_qwen3(**changes)
-
-
-def test_gguf_optional_keys() -> None:
-    assert from_gguf(attention__head_count_kv=None).num_kv_heads == 4
-    wide = from_gguf(attention__key_length=32, attention__value_length=32)
-    assert (wide.head_dim, wide.query_scale) == (32, 32**-0.5)
-    assert from_gguf(attention__sliding_window=9).layers == (LayerConfig(window=9),) * 2
-    assert from_gguf(rope__freq_base=5000.0).ropes == from_hf(rope_theta=5000.0).ropes
-
-
-def test_gguf_partial_rope() -> None:
-    # Heads of 16: four pairs turn as in a head of 8, four stand still.
-    (rope,) = from_gguf(rope__dimension_count=8).ropes
-    assert rope.inv_freq == from_hf(head_dim=8).ropes[0].inv_freq + (0.0,) * 4
-
-
-def test_gguf_linear_rope() -> None:
-    scaled = from_gguf(rope__scaling__type="linear", rope__scaling__factor=4.0)
-    assert scaled.ropes == from_hf(rope_scaling={"type": "linear", "factor": 4.0}).ropes
-    assert from_gguf(rope__scaling__type="none").ropes == from_hf().ropes
-
-
-def test_gguf_rope_factors() -> None:
-    factors = [1.0, 1.0, 1.5, 2.0, 4.0, 8.0, 8.0, 8.0]
-    plain, scaled = from_gguf().ropes[0], from_gguf(rope_freqs=factors).ropes[0]
-    np.testing.assert_allclose(np.divide(plain.inv_freq, scaled.inv_freq), factors, rtol=1e-6)
-
-
-def test_gguf_other_namespaces_are_ignored() -> None:
-    metadata = {**gguf_metadata(), "general.file_type": 3, "quantize.imatrix.file": "x"}
-    assert from_gguf(metadata) == from_gguf()
-
-
-@pytest.mark.parametrize(
-    ("metadata", "named"),
-    [
-        ({"general.architecture": "gemma2"}, "general.architecture = 'gemma2'"),
-        (gguf_metadata(rope__scaling__type="yarn"), "llama.rope.scaling.type = 'yarn'"),
-        (gguf_metadata(expert_count=8), "llama.expert_count = 8"),
-        (gguf_metadata(attention__value_length=8), "llama.attention.value_length = 8"),
-        (gguf_metadata(logit_scale=0.5), "llama.logit_scale = 0.5 is not known"),
-        (gguf_metadata(tensor_data_layout="other"), "llama.tensor_data_layout = 'other'"),
-    ],
-)
-def test_gguf_refuses_by_name(metadata: dict[str, Any], named: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=named):
-        from_gguf(metadata)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"block_count": None}, "llama.block_count is missing"),
-        ({"block_count": 1 << 20}, "llama.block_count must be an integer from 1 to 4096"),
-        ({"embedding_length": [64, 64]}, "llama.embedding_length must be an integer"),
-        ({"attention__head_count_kv": 3}, "4 heads cannot share 3"),
-        ({"attention__key_length": 15}, "must be even"),
-        ({"attention__layer_norm_rms_epsilon": None}, "rms_epsilon is missing"),
-        ({"attention__layer_norm_rms_epsilon": math.nan}, "rms_epsilon must be a number"),
-        ({"rope__dimension_count": 18}, "dimension_count must be an integer from 1 to 16"),
-        ({"rope__dimension_count": 5}, "dimension_count must be even"),
-        ({"rope__freq_base": math.inf}, "freq_base must be a number"),
-        ({"rope__scaling__type": "linear"}, "rope.scaling.factor is missing"),
-        ({"vocab_size": 161}, "has 160 rows, the metadata 161 tokens"),
-        ({"rope_freqs": [1.0] * 7}, "must have 8 values, got 7"),
-        ({"rope_freqs": [1.0] * 7 + [math.nan]}, "must be finite and above 0"),
-        ({"rope_freqs": [1.0] * 7 + [0.0]}, "must be finite and above 0"),
-        ({"shapes": {"output.weight": (160, 64)}}, "'token_embd.weight': is missing"),
-        ({"shapes": {"token_embd.weight": (1 << 30, 64)}}, "has 1073741824 rows"),
-    ],
-)
-def test_gguf_refuses_impossible_values(changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(WeightFileError, match=reason) as caught:
-        from_gguf(**changes)
-    assert caught.value.file == "model.gguf"
-
-
-def test_gguf_vocabulary_must_fit_the_embedding() -> None:
-    metadata = {**gguf_metadata(), "tokenizer.ggml.tokens": ["x"] * 159}
-    with pytest.raises(WeightFileError, match="has 160 rows, the tokenizer 159 tokens"):
-        from_gguf(metadata)
 
 
 @settings(max_examples=100, deadline=None)
@@ -438,7 +266,7 @@ def test_gguf_vocabulary_must_fit_the_embedding() -> None:
         max_size=3,
     ),
 )
-def test_hf_any_values_are_accepted_or_refused(model_type: str, changes: dict[str, Any]) -> None:
+def test_any_values_are_accepted_or_refused(model_type: str, changes: dict[str, Any]) -> None:
     try:
         config = from_hf(**{"model_type": model_type, **changes})
     except (WeightFileError, UnsupportedModelError):
