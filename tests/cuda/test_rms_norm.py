@@ -1,4 +1,5 @@
-"""The residual addition with RMSNorm: x += partial sums, out = halves of the normalised rows."""
+"""The residual addition with RMSNorm: x += partial sums, perhaps normalised and scaled; out =
+halves of the rows, perhaps normalised."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import pytest
 
 from rapshee_engine import _cuda_ops as cuda_ops
 from reference.norm import rms_norm
+from reference.quant import round_trip
 
 # One rounding to halves; of floats the mean's (a few units, as its sum is a tree) and two products.
 HALF_UNIT = {"bf16": 2.0**-8, "f16": 2.0**-11}  # of 8 and 11 bits
@@ -91,6 +93,64 @@ def test_splits(splits: int, hidden: int) -> None:
 
 def test_splits_lie_further_apart_than_their_rows() -> None:
     Case(spare_rows=5).check()
+
+
+def check_sum_with_norm(case: Case, residual_scale: float) -> None:
+    inputs = case.inputs()
+    post_weight = np.random.default_rng(9).standard_normal(case.hidden).astype(np.float32)
+    options = {"post_weight": post_weight, "residual_scale": residual_scale}
+    out, x = case.run(**inputs, **options)
+    y = case.sum(np.zeros_like(inputs["x"]), inputs["partials"])
+    added = residual_scale * rms_norm(y, post_weight, case.eps)
+    bound = FLOAT_ERROR * (np.abs(added) + np.abs(inputs["x"]))
+    assert (np.abs(x - (inputs["x"] + added)) <= bound).all()
+    case.check_norm(out, x, inputs["weight"])
+
+
+@pytest.mark.parametrize("hidden", [4, 132, 640, 2052, 4100, 8196, 16384])
+def test_a_sum_that_is_normalised_before_it_is_added(hidden: int) -> None:
+    check_sum_with_norm(Case(hidden=hidden), residual_scale=1.0)
+
+
+@pytest.mark.parametrize("splits", [1, 5, 9])
+def test_a_normalised_sum_of_splits_that_is_scaled(splits: int) -> None:
+    check_sum_with_norm(Case(hidden=256, splits=splits, eps=2.0), residual_scale=0.22)
+
+
+def test_a_scaled_sum() -> None:
+    case = Case()
+    inputs = case.inputs()
+    out, x = case.run(**inputs, residual_scale=0.22)
+    y = case.sum(np.zeros_like(inputs["x"]), inputs["partials"])
+    np.testing.assert_array_equal(x, inputs["x"] + np.float32(0.22) * y)
+    case.check_norm(out, x, inputs["weight"])
+
+
+@pytest.mark.parametrize("half", ["bf16", "f16"])
+@pytest.mark.parametrize(("hidden", "splits"), [(128, 0), (128, 2), (8196, 3)])
+def test_rows_without_a_norm_are_rounded(hidden: int, splits: int, half: str) -> None:
+    case = Case(hidden=hidden, splits=splits, half=half)
+    inputs = case.inputs()
+    out, x = case.run(**{**inputs, "weight": None})
+    np.testing.assert_array_equal(x, case.sum(inputs["x"], inputs["partials"]))
+    np.testing.assert_array_equal(out, round_trip(x, half))
+
+
+def test_a_row_with_both_norms_does_not_depend_on_the_others() -> None:
+    case = Case(hidden=2052, rows=3)
+    inputs = case.inputs()
+    post_weight = inputs["weight"][::-1].copy()
+    out, x = case.run(**inputs, post_weight=post_weight)
+    gathered, _ = case.run(**inputs, post_weight=post_weight, row_ids=np.array([2, 0], np.int32))
+    np.testing.assert_array_equal(gathered, out[[2, 0]])
+    alone_out, alone_x = case.run(
+        x=inputs["x"][1:2],
+        partials=np.ascontiguousarray(inputs["partials"][:, 1:2]),
+        weight=inputs["weight"],
+        post_weight=post_weight,
+    )
+    np.testing.assert_array_equal(alone_out[0], out[1])
+    np.testing.assert_array_equal(alone_x[0], x[1])
 
 
 def test_eps_is_added_to_the_mean_of_the_squares() -> None:
@@ -194,6 +254,7 @@ def test_sizes_that_the_kernel_does_not_take_are_refused(hidden: int) -> None:
     [
         ({"x": np.zeros((3, 128))}, "x: got dtype float64"),
         ({"weight": np.zeros(127, np.float32)}, "weight: got 127, expected 128"),
+        ({"post_weight": np.zeros(127, np.float32)}, "post_weight: got 127, expected 128"),
         ({"partials": np.zeros((2, 2, 128), np.float32)}, "partials: got"),
         ({"partials": np.zeros((0, 3, 128), np.float32)}, "partials: got"),
         ({"row_ids": np.array([3], np.int32)}, "row_ids: got 3, expected 0 to 2"),

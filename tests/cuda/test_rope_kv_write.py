@@ -1,5 +1,5 @@
-"""The kernel between the QKV projection and attention: sums splits, normalises heads, rotates, and
-writes queries and the cache."""
+"""The kernel between the QKV projection and attention: sums splits, normalises heads or rows,
+rotates, and writes queries and the cache."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Case:
     block_size: int = 16
     half: str = "bf16"
     norm: bool = False
+    row_norm: bool = False
     eps: float = 1e-5
 
     def inputs(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -47,15 +48,16 @@ class Case:
             "slots": random.permutation(4 * self.block_size)[: self.rows].astype(np.int64),
             "cos": np.cos(angles),
             "sin": np.sin(angles),
-            "q_norm": values(self.head_dim),
-            "k_norm": values(self.head_dim),
+            "q_norm": values(self.head_dim * (self.heads if self.row_norm else 1)),
+            "k_norm": values(self.head_dim * (self.kv_heads if self.row_norm else 1)),
         }
 
     def run(self, **inputs: npt.NDArray[np.generic]) -> tuple[Floats, Floats, Floats]:
         """Queries [rows, heads, head_dim]; keys and values of the cache by slot."""
         norms = {name: inputs.pop(name) for name in ("q_norm", "k_norm")}
         cache = cuda_ops.PagedCache(4, self.block_size, self.kv_heads, self.head_dim, self.half)
-        q = cache.write(**inputs, **(norms if self.norm else {}), eps=self.eps)
+        options = {**norms, "row_norm": self.row_norm} if self.norm or self.row_norm else {}
+        q = cache.write(**inputs, **options, eps=self.eps)
         k, v = (a.swapaxes(1, 2).reshape(-1, self.kv_heads, self.head_dim) for a in cache.read())
         return q, k, v
 
@@ -64,9 +66,12 @@ class Case:
         total = inputs["qkv"].astype(np.float64).sum(axis=0)
         total = total.reshape(self.rows, -1, self.head_dim)
         q, k, v = np.split(total, [self.heads, self.heads + self.kv_heads], axis=1)
-        if self.norm:
+        if self.norm or self.row_norm:
+            over = (1, 2) if self.row_norm else 2
             q, k = (
-                x / np.sqrt((x**2).mean(axis=2, keepdims=True) + self.eps) * inputs[weight]
+                x
+                / np.sqrt((x**2).mean(axis=over, keepdims=True) + self.eps)
+                * inputs[weight].reshape(-1, self.head_dim)
                 for x, weight in ((q, "q_norm"), (k, "k_norm"))
             )
         for heads in (q, k):
@@ -105,6 +110,13 @@ def test_rows(rows: int) -> None:
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_splits(splits: int) -> None:
     Case(splits=splits, norm=True).check()
+
+
+@pytest.mark.parametrize("half", ["bf16", "f16"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 1), (4, 4), (20, 2)])
+def test_norms_of_whole_rows(heads: int, kv_heads: int, half: str) -> None:
+    Case(heads=heads, kv_heads=kv_heads, head_dim=72, half_dim=36, half=half, row_norm=True).check()
+    Case(heads=heads, kv_heads=kv_heads, splits=3, eps=5.0, half=half, row_norm=True).check()
 
 
 def test_splits_are_summed_in_order() -> None:
@@ -149,8 +161,9 @@ def test_a_row_without_a_slot_has_queries_alone() -> None:
         np.testing.assert_array_equal(np.delete(some, lost, axis=0), np.delete(other, lost, axis=0))
 
 
-def test_a_row_has_the_same_bits_alone() -> None:
-    case = Case(rows=9, splits=2, norm=True)
+@pytest.mark.parametrize("row_norm", [False, True])
+def test_a_row_has_the_same_bits_alone(row_norm: bool) -> None:
+    case = Case(rows=9, splits=2, norm=True, row_norm=row_norm)
     inputs = case.inputs()
     q, k, v = case.run(**inputs)
     for row in range(case.rows):
@@ -187,6 +200,7 @@ def test_values_are_rounded_once_to_nearest_even() -> None:
         ({"cos": np.zeros((5, 7), np.float32)}, "cos, sin: got"),
         ({"cos": np.zeros((5, 9), np.float32), "sin": np.zeros((5, 9), np.float32)}, "half_dim"),
         ({"q_norm": np.zeros(15, np.float32)}, "q_norm: got 15, expected 16"),
+        ({"q_norm": None}, "q_norm, k_norm: expected both or none"),
     ],
 )
 def test_wrong_arguments_are_refused(

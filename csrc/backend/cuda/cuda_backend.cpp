@@ -90,6 +90,7 @@ WorkspaceSizes sizes_of(const ModelConfig& config, const BackendOptions& options
     sizes.rope_tables += 2 * floats(rows, static_cast<int64_t>(rope.inv_freq.size()));
   }
   if (!options.deterministic) sizes.gate_up = floats(rows, 2 * config.intermediate_size);
+  if (config.qk_norm == QkNorm::kRow) sizes.row_factors = floats(rows, 2);
   return sizes;
 }
 
@@ -121,6 +122,10 @@ DeviceMemory upload(const std::vector<float>& values, Stream stream) {
 std::string describe(const api::DeviceInfo& info, bool deterministic) {
   return concat(api::device_kind(), " (", info.name, ", sm_", info.major, info.minor, ")",
                 deterministic ? "" : ", not deterministic");
+}
+
+GatedActivation gated(Activation activation) {
+  return activation == Activation::kSilu ? GatedActivation::kSilu : GatedActivation::kGeluTanh;
 }
 
 bool is_plain(const Linear& linear) {
@@ -224,6 +229,7 @@ DType CudaBackend::allocate_cache(const ModelConfig& config, bool) {
   sampling_workspace_ = DeviceMemory(sizes.sampling);
   rope_tables_ = DeviceMemory(sizes.rope_tables);
   gate_up_ = DeviceMemory(sizes.gate_up);
+  row_factors_ = DeviceMemory(sizes.row_factors);
   max_items_ = max_decode_items(config, options_);
   tile_tokens_ = prefill_tile_tokens(config.num_heads, config.num_kv_heads, config.head_dim);
 
@@ -266,24 +272,32 @@ void CudaBackend::embed(const Weight& table, Buffer& x) {
   cuda::embed({.table = view_of(table),
                .half = half_,
                .token_ids = on_device_.token_ids,
+               .scale = config_.embed_scale,
                .x = data_of<float>(x),
                .rows = rows},
               stream_.get());
 }
 
-// Adds what is pending to x and leaves the norm of its rows in normed_.
-void CudaBackend::add_norm(const Buffer& x, const Weight& norm) {
-  add_rms_norm({.x = data_of<float>(x),
-                .partials = pending_.partials,
-                .splits = pending_.splits,
-                .split_stride = pending_.split_stride,
-                .weight = vector_of(&norm),
-                .eps = config_.rms_norm_eps,
-                .half = half_,
-                .out = normed_.data(),
-                .hidden = config_.hidden_size,
-                .rows = form_.tokens},
-               stream_.get());
+// How what is pending is added to x; the halves go to normed_.
+AddNormArgs CudaBackend::pending_sum(const Buffer& x) const {
+  return {.x = data_of<float>(x),
+          .partials = pending_.partials,
+          .splits = pending_.splits,
+          .split_stride = pending_.split_stride,
+          .post_weight = pending_.post_weight,
+          .residual_scale = config_.residual_scale,
+          .eps = config_.rms_norm_eps,
+          .half = half_,
+          .out = normed_.data(),
+          .hidden = config_.hidden_size};
+}
+
+// Adds what is pending to x and leaves its rows, normalised unless `norm` is null, in normed_.
+void CudaBackend::add_norm(const Buffer& x, const Weight* norm) {
+  AddNormArgs args = pending_sum(x);
+  args.weight = vector_of(norm);
+  args.rows = form_.tokens;
+  add_rms_norm(args, stream_.get());
   pending_ = {};
 }
 
@@ -337,16 +351,18 @@ void CudaBackend::product_of_library(const LinearArgs& args) const {
 }
 
 // The product is left in partials_, for the next norm to add to the residual stream.
-void CudaBackend::project_into_pending(const Linear& linear, const Input& in) {
+void CudaBackend::project_into_pending(const Linear& linear, const Input& in,
+                                       const Weight* post_norm) {
   const int64_t hidden = config_.hidden_size;
   const std::array parts{&linear};
   const int splits = splits_of(parts);
   project(parts, in, splits, partials_.data<float>(), hidden);
-  pending_ = {partials_.data<float>(), linear_partials(in.rows, splits), in.rows * hidden};
+  pending_ = {partials_.data<float>(), linear_partials(in.rows, splits), in.rows * hidden,
+              vector_of(post_norm)};
 }
 
 void CudaBackend::norm_qkv(const NormQkvArgs& args) {
-  add_norm(args.x, *args.norm);
+  add_norm(args.x, args.norm);
   const std::array parts{&args.q, &args.k, &args.v};
   const int splits = splits_of(parts);
   project(parts, {normed_.data(), config_.hidden_size, form_.tokens}, splits,
@@ -367,7 +383,8 @@ KvCacheView CudaBackend::cache_view(int layer) const {
 
 void CudaBackend::qk_norm_rope_cache(const rapshee::AttentionArgs& args) {
   const LayerConfig& layer = config_.layers[static_cast<size_t>(args.layer)];
-  const RopeMemory& rope = ropes_[static_cast<size_t>(layer.rope)];
+  const RopeMemory none;
+  const RopeMemory& rope = layer.rope < 0 ? none : ropes_[static_cast<size_t>(layer.rope)];
   cuda::qk_norm_rope_cache({.half = half_,
                             .qkv = data_of<float>(args.qkv),
                             .splits = qkv_partials_,
@@ -375,6 +392,7 @@ void CudaBackend::qk_norm_rope_cache(const rapshee::AttentionArgs& args) {
                             .q_norm = vector_of(args.q_norm),
                             .k_norm = vector_of(args.k_norm),
                             .eps = config_.rms_norm_eps,
+                            .row_factors = row_factors_.data<float>(),
                             .cos = rope.cos,
                             .sin = rope.sin,
                             .half_dim = rope.half_dim,
@@ -400,7 +418,8 @@ void CudaBackend::paged_attention(const rapshee::AttentionArgs& args) {
                                 .query_start_loc = on_device_.query_start_loc,
                                 .positions = on_device_.positions,
                                 .scale = config_.query_scale,
-                                .window = window.window};
+                                .window = window.window,
+                                .softcap = config_.attn_softcap};
   if (num_decodes_ > 0) {
     paged_attention_decode(attention, window.work, attention_workspace_.data(), stream_.get());
   }
@@ -412,40 +431,43 @@ void CudaBackend::paged_attention(const rapshee::AttentionArgs& args) {
 }
 
 void CudaBackend::out_proj(const OutProjArgs& args) {
-  project_into_pending(args.out, {data_of<void>(args.attention), config_.q_size(), form_.tokens});
+  project_into_pending(args.out, {data_of<void>(args.attention), config_.q_size(), form_.tokens},
+                       args.post_norm);
 }
 
 void CudaBackend::norm_gated_mlp(const GatedMlpArgs& args) {
-  add_norm(args.x, *args.norm);
+  add_norm(args.x, args.norm);
   const int rows = form_.tokens;
   const int64_t inner = config_.intermediate_size;
   const WeightView &gate = view_of(*args.gate.weight), &up = view_of(*args.up.weight);
   const bool plain = gate.format == WeightFormat::kPlain;
   if (gate.format == up.format && (!plain || rows <= kGemvRows)) {
-    const GatedLinearArgs gated{.half = half_,
-                                .x = normed_.data(),
-                                .x_stride = config_.hidden_size,
-                                .rows = rows,
-                                .gate = gate,
-                                .up = up,
-                                .gate_bias = vector_of(args.gate.bias),
-                                .up_bias = vector_of(args.up.bias),
-                                .out = hidden_.data(),
-                                .out_stride = inner};
-    plain ? gated_gemv(gated, stream_.get()) : gated_linear(gated, stream_.get());
+    const GatedLinearArgs pair{.half = half_,
+                               .x = normed_.data(),
+                               .x_stride = config_.hidden_size,
+                               .rows = rows,
+                               .gate = gate,
+                               .up = up,
+                               .gate_bias = vector_of(args.gate.bias),
+                               .up_bias = vector_of(args.up.bias),
+                               .activation = gated(config_.activation),
+                               .out = hidden_.data(),
+                               .out_stride = inner};
+    plain ? gated_gemv(pair, stream_.get()) : gated_linear(pair, stream_.get());
   } else {
     if (gate_up_.size() == 0) gate_up_ = DeviceMemory(floats(buffer_rows(options_), 2 * inner));
     const std::array parts{&args.gate, &args.up};
     project(parts, {normed_.data(), config_.hidden_size, rows}, 1, gate_up_.data<float>(),
             2 * inner);
     gated_activation({.gate_up = gate_up_.data<float>(),
+                      .activation = gated(config_.activation),
                       .half = half_,
                       .out = hidden_.data(),
                       .size = inner,
                       .rows = rows},
                      stream_.get());
   }
-  project_into_pending(args.down, {hidden_.data(), inner, rows});
+  project_into_pending(args.down, {hidden_.data(), inner, rows}, args.post_norm);
 }
 
 // Rows of the padded step that stand for `count` from `first` on: padding comes behind the last.
@@ -455,22 +477,21 @@ int CudaBackend::padded_count(int first, int count) const {
 
 void CudaBackend::head(const HeadArgs& args) {
   const int rows = padded_count(args.first_row, args.num_rows);
-  add_rms_norm({.x = data_of<float>(args.x),
-                .partials = pending_.partials,
-                .splits = pending_.splits,
-                .split_stride = pending_.split_stride,
-                .row_ids = on_device_.sample_rows + args.first_row,
-                .weight = vector_of(&args.norm),
-                .eps = config_.rms_norm_eps,
-                .half = half_,
-                .out = normed_.data(),
-                .hidden = config_.hidden_size,
-                .rows = rows},
-               stream_.get());
+  AddNormArgs norm = pending_sum(args.x);
+  norm.row_ids = on_device_.sample_rows + args.first_row;
+  norm.weight = vector_of(&args.norm);
+  norm.rows = rows;
+  add_rms_norm(norm, stream_.get());
   const Linear linear{&args.weight, nullptr};
   const std::array parts{&linear};
   project(parts, {normed_.data(), config_.hidden_size, rows}, 1, logits_.data<float>(),
           config_.vocab_size);
+  if (config_.logit_scale == 1.0f && config_.final_softcap == 0.0f) return;
+  scale_logits({.logits = logits_.data<float>(),
+                .count = rows * config_.vocab_size,
+                .scale = config_.logit_scale,
+                .softcap = config_.final_softcap},
+               stream_.get());
 }
 
 void CudaBackend::process_and_sample(int first_row, int num_rows) {

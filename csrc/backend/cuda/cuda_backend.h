@@ -32,11 +32,12 @@ struct WorkspaceSizes {
   size_t attention = 0;
   size_t sampling = 0;
   size_t rope_tables = 0;
-  size_t gate_up = 0;  // float, products of the MLP that the library leaves
+  size_t gate_up = 0;      // float, products of the MLP that the library leaves
+  size_t row_factors = 0;  // float, of norms over rows of q and k
 
   size_t sum() const {
     return normed + queries + hidden + partials + logits + attention + sampling + rope_tables +
-           gate_up;
+           gate_up + row_factors;
   }
 };
 
@@ -146,10 +147,11 @@ class CudaBackend final : public Backend {
   GraphKey key_of(StepPart part) const;
   void record(const std::function<void()>& body, GraphCache::Entry& entry);
 
-  void add_norm(const Buffer& x, const Weight& norm);
+  AddNormArgs pending_sum(const Buffer& x) const;
+  void add_norm(const Buffer& x, const Weight* norm);
   void project(std::span<const Linear* const> parts, const Input& in, int k_splits, float* y,
                int64_t y_stride) const;
-  void project_into_pending(const Linear& linear, const Input& in);
+  void project_into_pending(const Linear& linear, const Input& in, const Weight* post_norm);
   void product_of_library(const LinearArgs& args) const;
   KvCacheView cache_view(int layer) const;
   int padded_count(int first, int count) const;
@@ -168,7 +170,7 @@ class CudaBackend final : public Backend {
   DeviceMemory normed_, queries_, hidden_, partials_, logits_;
   DeviceMemory gate_up_;  // at the latest from the first layer on whose gate and up differ
   DeviceMemory counts_;   // [max_num_seqs, vocab], from the first use of penalties on
-  DeviceMemory attention_workspace_, sampling_workspace_, rope_tables_;
+  DeviceMemory attention_workspace_, sampling_workspace_, rope_tables_, row_factors_;
   std::vector<RopeMemory> ropes_;
   std::vector<WindowWork> windows_;
   std::vector<size_t> window_of_layer_;

@@ -46,6 +46,7 @@ struct PendingSum {
   const float* partials = nullptr;
   int splits = 0;
   int64_t split_stride = 0;
+  const float* post_weight = nullptr;  // of the norm of the sum, or null
 };
 
 // A form is recorded when it comes the second time: start-up stays short, and what its launches

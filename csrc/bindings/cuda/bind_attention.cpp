@@ -59,11 +59,12 @@ class PagedCache {
     view_ = {k_.data(), v_.data(), block_size, num_kv_heads, head_dim, block};
   }
 
-  // Queries [rows, num_heads, head_dim] as attention gets them; K and V go to the cache.
+  // Queries [rows, num_heads, head_dim] as attention gets them; K and V go to the cache. row_norm:
+  // norms are over whole rows of q and k.
   py::object write(const py::object& qkv_arg, const py::object& slots_arg,
                    const py::object& cos_arg, const py::object& sin_arg,
                    const py::object& q_norm_arg, const py::object& k_norm_arg, float eps,
-                   int repeats) {
+                   bool row_norm, int repeats) {
     const auto qkv = array_arg<float>("qkv", qkv_arg, 3);
     const auto slots = array_arg<int64_t>("slots", slots_arg, 1);
     const auto cos = array_arg<float>("cos", cos_arg, 2), sin = array_arg<float>("sin", sin_arg, 2);
@@ -82,17 +83,19 @@ class PagedCache {
     RAPSHEE_CHECK(cos.shape(0) == rows && sin.shape(0) == rows && cos.shape(1) == sin.shape(1),
                   "cos, sin: got [", cos.shape(0), ", ", cos.shape(1), "] and [", sin.shape(0),
                   ", ", sin.shape(1), "], expected [", rows, ", half_dim]");
-    const auto norm = [&](const char* name, const py::object& value) {
+    const int64_t num_heads = heads - 2 * view_.num_kv_heads;
+    const auto norm = [&](const char* name, const py::object& value, int64_t of_heads) {
       if (value.is_none()) return DeviceMemory();
       const auto weight = array_arg<float>(name, value, 1);
-      RAPSHEE_CHECK(weight.size() == view_.head_dim, name, ": got ", weight.size(), ", expected ",
-                    view_.head_dim);
+      const int64_t size = (row_norm ? of_heads : 1) * view_.head_dim;
+      RAPSHEE_CHECK(weight.size() == size, name, ": got ", weight.size(), ", expected ", size);
       return stream_.upload(weight);
     };
-    const DeviceMemory q_norm = norm("q_norm", q_norm_arg), k_norm = norm("k_norm", k_norm_arg);
+    const DeviceMemory q_norm = norm("q_norm", q_norm_arg, num_heads);
+    const DeviceMemory k_norm = norm("k_norm", k_norm_arg, view_.num_kv_heads);
+    const DeviceMemory factors(row_norm ? static_cast<size_t>(rows) * 2 * sizeof(float) : 0);
     const DeviceMemory qkv_on = stream_.upload(qkv), slots_on = stream_.upload(slots);
     const DeviceMemory cos_on = stream_.upload(cos), sin_on = stream_.upload(sin);
-    const int64_t num_heads = heads - 2 * view_.num_kv_heads;
     const size_t count = static_cast<size_t>(rows * num_heads * view_.head_dim);
     const DeviceMemory q_out(std::max<size_t>(count * sizeof(uint16_t), 1));
     cuda::QkNormRopeCacheArgs args;
@@ -103,6 +106,7 @@ class PagedCache {
     args.q_norm = q_norm.data<float>();
     args.k_norm = k_norm.data<float>();
     args.eps = eps;
+    args.row_factors = factors.data<float>();
     args.cos = cos_on.data<float>();
     args.sin = sin_on.data<float>();
     args.half_dim = static_cast<int>(cos.shape(1));
@@ -300,7 +304,7 @@ void register_cuda_attention(py::module_& m) {
            arg("num_kv_heads"), arg("head_dim"), arg("half") = "bf16")
       .def("write", &PagedCache::write, arg("qkv"), arg("slots"), arg("cos"), arg("sin"),
            py::kw_only(), arg("q_norm") = py::none(), arg("k_norm") = py::none(), arg("eps") = 0.0f,
-           arg("repeats") = 0)
+           arg("row_norm") = false, arg("repeats") = 0)
       .def("fill_random", &PagedCache::fill_random, arg("seed"))
       .def("read", &PagedCache::read)
       .def(

@@ -61,13 +61,20 @@ py::object embed(const DeviceWeight& table, const py::object& ids_arg, float sca
 
 // out [rows, hidden], and x as it is afterwards. partials: [splits, rows of x or more, hidden].
 py::object add_rms_norm(const py::object& x_arg, const py::object& partials_arg,
-                        const py::object& weight_arg, float eps, const std::string& half,
+                        const py::object& weight_arg, float eps, const py::object& post_weight_arg,
+                        float residual_scale, const std::string& half,
                         const py::object& row_ids_arg, int repeats) {
   const auto x = array_arg<float>("x", x_arg, 2);
-  const auto weight = array_arg<float>("weight", weight_arg, 1);
-  RAPSHEE_CHECK(weight.size() == x.shape(1), "weight: got ", weight.size(), ", expected ",
-                x.shape(1));
   const CallStream stream;
+  const auto norm = [&](const char* name, const py::object& value) {
+    if (value.is_none()) return DeviceMemory();
+    const auto weight = array_arg<float>(name, value, 1);
+    RAPSHEE_CHECK(weight.size() == x.shape(1), name, ": got ", weight.size(), ", expected ",
+                  x.shape(1));
+    return stream.upload(weight);
+  };
+  const DeviceMemory weight_on = norm("weight", weight_arg);
+  const DeviceMemory post_weight_on = norm("post_weight", post_weight_arg);
   cuda::AddNormArgs args;
   DeviceMemory partials_on, row_ids_on;
   if (!partials_arg.is_none()) {
@@ -91,9 +98,10 @@ py::object add_rms_norm(const py::object& x_arg, const py::object& partials_arg,
     row_ids_on = stream.upload(row_ids);
     args.rows = static_cast<int>(row_ids.size());
   }
-  const DeviceMemory weight_on = stream.upload(weight);
   const DeviceMemory out = output(stream, args.rows * x.shape(1), sizeof(uint16_t));
   args.partials = partials_on.data<float>();
+  args.post_weight = post_weight_on.data<float>();
+  args.residual_scale = residual_scale;
   args.row_ids = row_ids_on.data<int32_t>();
   args.weight = weight_on.data<float>();
   args.eps = eps;
@@ -140,6 +148,20 @@ py::object gated_activation(const py::object& gate_up_arg, const std::string& ac
   return with_times(
       py::make_tuple(download_halves(stream, out, args.half, {gate_up.shape(0), size})),
       std::move(times), repeats);
+}
+
+// Logits [rows, vocab] scaled and capped, and with repeats the microseconds of each.
+py::object scale_logits(const py::object& logits_arg, float scale, float softcap, int repeats) {
+  const auto logits = array_arg<float>("logits", logits_arg, 2);
+  const CallStream stream;
+  const auto launch = [&](const DeviceMemory& memory) {
+    cuda::scale_logits({memory.data<float>(), logits.size(), scale, softcap}, stream.get());
+  };
+  const DeviceMemory timed = stream.upload(logits), on = stream.upload(logits);
+  auto times = times_of(stream, repeats, [&] { launch(timed); });
+  launch(on);
+  return with_times(py::make_tuple(stream.download<float>(on, {logits.shape(0), logits.shape(1)})),
+                    std::move(times), repeats);
 }
 
 py::array_t<int32_t> resolve_tokens(const py::object& ids_arg, const py::object& samples_arg) {
@@ -196,9 +218,12 @@ void register_cuda_elementwise(py::module_& m) {
   m.def("embed", &embed, arg("table"), arg("token_ids"), py::kw_only(), arg("scale") = 1.0f,
         arg("repeats") = 0);
   m.def("add_rms_norm", &add_rms_norm, arg("x"), arg("partials"), arg("weight"), py::kw_only(),
-        arg("eps"), arg("half") = "bf16", arg("row_ids") = py::none(), arg("repeats") = 0);
+        arg("eps"), arg("post_weight") = py::none(), arg("residual_scale") = 1.0f,
+        arg("half") = "bf16", arg("row_ids") = py::none(), arg("repeats") = 0);
   m.def("gated_activation", &gated_activation, arg("gate_up"), py::kw_only(), arg("activation"),
         arg("half") = "bf16", arg("repeats") = 0);
+  m.def("scale_logits", &scale_logits, arg("logits"), py::kw_only(), arg("scale") = 1.0f,
+        arg("softcap") = 0.0f, arg("repeats") = 0);
   m.def("resolve_tokens", &resolve_tokens, arg("token_ids"), arg("samples"));
   m.def("rope_table", &rope_table, arg("positions"), arg("inv_freq"), py::kw_only(),
         arg("attention_factor") = 1.0f);

@@ -125,14 +125,17 @@ struct EmbedArgs {
 };
 void embed(const EmbedArgs& args, Stream stream);
 
-// x += (partials[0] + partials[1] + ...), then out = rms_norm(x) * weight.
+// x += residual_scale * y for y = partials[0] + partials[1] + ..., or its RMSNorm times
+// post_weight; then out = rms_norm(x) * weight, or x itself.
 struct AddNormArgs {
   float* x = nullptr;               // [., hidden] residual stream; written back unless gathered
   const float* partials = nullptr;  // [splits][., hidden] or null: nothing to add
   int splits = 0;
-  int64_t split_stride = 0;          // elements between splits
+  int64_t split_stride = 0;            // elements between splits
+  const float* post_weight = nullptr;  // [hidden] or null: y is added as it is
+  float residual_scale = 1.0f;
   const int32_t* row_ids = nullptr;  // null, or out's row r is x's row row_ids[r] (gathered)
-  const float* weight = nullptr;     // [hidden]
+  const float* weight = nullptr;     // [hidden] or null: x is rounded as it is
   float eps = 0.0f;
   HalfType half = HalfType::kBF16;
   void* out = nullptr;  // [rows, hidden] halves
@@ -216,17 +219,19 @@ struct KvCacheView {
   int64_t block_stride = 0;  // elements between blocks of k, and of v
 };
 
-// Sums the splits of q, k and v, normalises q and k where there are norms (RMSNorm over a head),
-// rotates both, rounds, and writes q to q_out, k and v to their slots.
+// Sums the splits of q, k and v, normalises q and k where there are norms (RMSNorm over a head, or
+// over a whole row where row_factors is there), rotates both, rounds, and writes q to q_out, k and
+// v to their slots.
 struct QkNormRopeCacheArgs {
   HalfType half = HalfType::kBF16;
   const float* qkv = nullptr;  // [splits][rows, (num_heads + 2 num_kv_heads) head_dim]
   int splits = 1;
   int64_t split_stride = 0;
-  const float* q_norm = nullptr;  // [head_dim] or null
-  const float* k_norm = nullptr;
+  const float* q_norm = nullptr;  // [head_dim], of a whole row [num_heads * head_dim], or null
+  const float* k_norm = nullptr;  // the same of k
   float eps = 0.0f;
-  const float* cos = nullptr;  // [rows, half_dim]; dimension i turns with i + half_dim
+  float* row_factors = nullptr;  // [rows, 2] to work with; null: norms are of heads
+  const float* cos = nullptr;    // [rows, half_dim]; dimension i turns with i + half_dim
   const float* sin = nullptr;
   int half_dim = 0;
   const int64_t* slot_mapping = nullptr;  // [rows] block * block_size + offset; -1: not written
@@ -281,6 +286,17 @@ struct PrefillWork {
 };
 int prefill_tile_tokens(int num_heads, int num_kv_heads, int head_dim);
 void paged_attention_prefill(const AttentionArgs& args, const PrefillWork& work, Stream stream);
+
+// ------------------------------------------------------------------------------------- logits
+// In place: logit = scale * logit, then softcap * tanh(logit / softcap) unless softcap is 0. What
+// is not finite stays so.
+struct ScaleLogitsArgs {
+  float* logits = nullptr;  // [count], 16-byte aligned
+  int64_t count = 0;
+  float scale = 1.0f;
+  float softcap = 0.0f;
+};
+void scale_logits(const ScaleLogitsArgs& args, Stream stream);
 
 // ----------------------------------------------------------------------------------- sampling
 // How the rows of a step are sampled, structure of arrays over its R rows: SamplingRows of

@@ -1,5 +1,5 @@
-// The residual addition and the RMSNorm behind it: x += the partial sums of the layer before, and
-// the halves that the next layer multiplies.
+// The residual addition and the RMSNorm behind it: x += the partial sums of the layer before, in
+// some families normalised themselves and scaled, and the halves that the next layer multiplies.
 //
 // Grid: one block of up to 512 threads for each row of the output, a thread with 1, 2, 4 or 8
 // vectors of 4 columns in registers, as the row's size asks for. Loads of x and of several splits
@@ -11,11 +11,12 @@
 // the block.
 //
 // Registers: values, sums, weights and splits in flight, 62 (2 vectors, two blocks an SM of rows of
-// 4096) to 128 (8 vectors). Shared memory: a float a warp.
+// 4096) to 128 (8 vectors). Shared memory: two floats a warp, one for each norm.
 //
 // Determinism: a row's squares are added within a thread, a warp and the block in an order that the
 // row's size alone fixes. The splits are added to each other in order and then to x: whether a
 // linear layer leaves its splits or their sum, x has the same bits.
+#include "backend/cuda/kernels/block_sum.cuh"
 #include "backend/cuda/kernels/device.cuh"
 #include "backend/cuda/kernels/launchers.h"
 
@@ -24,20 +25,19 @@ namespace {
 
 constexpr int kColumns = 4;  // of a vector: 16 bytes of floats
 constexpr int kMaxThreads = 512;
-constexpr int kMaxWarps = kMaxThreads / 32;
 constexpr int kMaxVectors = 8;  // of a thread
 constexpr int64_t kMaxHidden = int64_t{kMaxVectors} * kMaxThreads * kColumns;
 
-// The sum of `value` over the block, for every thread.
-RAPSHEE_DEVICE float block_sum(float value) {
+// Of a thread's columns, zeros beyond the row.
+template <int kVectors>
+RAPSHEE_DEVICE float sum_of_squares(const float (&v)[kVectors][kColumns]) {
+  float squares = 0.0f;
   RAPSHEE_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) value += dev::shfl_xor(value, mask);
-  const auto sums = dev::shared<float>();
-  if (dev::lane() == 0) sums[dev::warp()] = value;
-  dev::sync();
-  float total = 0.0f;
-  for (int warp = 0; warp < dev::num_threads() / 32; ++warp) total += sums[warp];
-  return total;
+  for (int i = 0; i < kVectors; ++i) {
+    RAPSHEE_UNROLL
+    for (int c = 0; c < kColumns; ++c) squares = dev::fma(v[i][c], v[i][c], squares);
+  }
+  return squares;
 }
 
 template <class T, int kVectors>
@@ -53,7 +53,8 @@ add_rms_norm_kernel(RAPSHEE_PARAM AddNormArgs args) {
   const auto load_weights = [&] {
     RAPSHEE_UNROLL
     for (int i = 0; i < kVectors; ++i) {
-      if (column_of(i) < hidden) weights[i] = dev::load16_stream(weight + column_of(i));
+      const bool there = args.weight != nullptr && column_of(i) < hidden;
+      if (there) weights[i] = dev::load16_stream(weight + column_of(i));
     }
   };
   constexpr bool kEarly = kVectors <= 4;  // where registers allow it
@@ -77,7 +78,7 @@ add_rms_norm_kernel(RAPSHEE_PARAM AddNormArgs args) {
     // Splits that are loaded before the first of them is added.
     constexpr int kInFlight = kVectors == 1 ? 8 : kVectors == 2 ? 2 : 1;
     const dev::Ptr<const float> partials = dev::Ptr<const float>(args.partials) + row * hidden;
-    float sum[kVectors][kColumns];
+    float sum[kVectors][kColumns] = {};
     for (int first = 0; first < args.splits; first += kInFlight) {
       dev::Vec16 part[kInFlight][kVectors];
       RAPSHEE_UNROLL
@@ -101,27 +102,35 @@ add_rms_norm_kernel(RAPSHEE_PARAM AddNormArgs args) {
         }
       }
     }
+    if (args.post_weight != nullptr) {
+      const float scale = inverse_rms(block_sum(sum_of_squares(sum)), hidden, args.eps);
+      const dev::Ptr<const float> post_weight(args.post_weight);
+      RAPSHEE_UNROLL
+      for (int i = 0; i < kVectors; ++i) {
+        if (column_of(i) >= hidden) continue;
+        const dev::Vec16 w = dev::load16_stream(post_weight + column_of(i));
+        RAPSHEE_UNROLL
+        for (int c = 0; c < kColumns; ++c) {
+          sum[i][c] = sum[i][c] * scale * dev::bits_to_float(w.word[c]);
+        }
+      }
+    }
     RAPSHEE_UNROLL
     for (int i = 0; i < kVectors; ++i) {
       if (column_of(i) >= hidden) continue;
       dev::Vec16 to;
       RAPSHEE_UNROLL
       for (int c = 0; c < kColumns; ++c) {
-        v[i][c] += sum[i][c];
+        v[i][c] += args.residual_scale * sum[i][c];
         to.word[c] = dev::float_to_bits(v[i][c]);
       }
       if (!gathered) dev::store16(x + column_of(i), to);
     }
   }
   if constexpr (!kEarly) load_weights();
-  float squares = 0.0f;
-  RAPSHEE_UNROLL
-  for (int i = 0; i < kVectors; ++i) {
-    RAPSHEE_UNROLL
-    for (int c = 0; c < kColumns; ++c) squares = dev::fma(v[i][c], v[i][c], squares);
-  }
-  const float mean = dev::divide(block_sum(squares), static_cast<float>(hidden));
-  const float scale = dev::divide(1.0f, dev::sqrt(mean + args.eps));
+  const bool norm = args.weight != nullptr;
+  const float scale =
+      norm ? inverse_rms(block_sum(sum_of_squares(v), kMaxBlockWarps), hidden, args.eps) : 1.0f;
   const dev::Ptr<T> out = dev::Ptr<T>(static_cast<T*>(args.out)) + out_row * hidden;
   RAPSHEE_UNROLL
   for (int i = 0; i < kVectors; ++i) {
@@ -129,7 +138,7 @@ add_rms_norm_kernel(RAPSHEE_PARAM AddNormArgs args) {
     float to[kColumns];
     RAPSHEE_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      to[c] = v[i][c] * scale * dev::bits_to_float(weights[i].word[c]);
+      to[c] = norm ? v[i][c] * scale * dev::bits_to_float(weights[i].word[c]) : v[i][c];
     }
     dev::store8(out + column_of(i),
                 dev::Vec8{{dev::pack2<T>(to[0], to[1]), dev::pack2<T>(to[2], to[3])}});
@@ -143,7 +152,7 @@ void launch(const AddNormArgs& args, Stream stream) {
   const int64_t warps = (vectors + int64_t{32} * kVectors - 1) / (int64_t{32} * kVectors);
   const dev::Launch config{.grid = {static_cast<unsigned>(args.rows)},
                            .threads = static_cast<int>(32 * warps),
-                           .shared_bytes = kMaxWarps * sizeof(float),
+                           .shared_bytes = 2 * kMaxBlockWarps * sizeof(float),
                            .stream = stream};
   dev::launch(add_rms_norm_kernel<T, kVectors>, config, args);
 }

@@ -1,5 +1,6 @@
 // What lies between the QKV projection and attention: the sum of the projection's splits, RMSNorm
 // of the heads of q and k, rotation, rounding to halves, and the writes to q and to the cache.
+// Where the norms are of whole rows, a kernel in front leaves the factors of q and k of each row.
 //
 // Grid: one warp for each (row, head of q, k or v), 8 to a block. A lane holds 4 columns of every
 // 128; the normalised head passes through the warp's 1 KB of shared memory, as the other half of a
@@ -11,7 +12,9 @@
 //
 // Registers: 8 elements a lane; 64, for four blocks an SM. Shared memory: 8 KB a block.
 //
-// Determinism: a head is computed by one warp from its own row, in an order that its size fixes.
+// Determinism: a head is computed by one warp from its own row, in an order that its size fixes; so
+// are the squares of a whole row, by one block.
+#include "backend/cuda/kernels/block_sum.cuh"
 #include "backend/cuda/kernels/device.cuh"
 #include "backend/cuda/kernels/launchers.h"
 
@@ -52,7 +55,8 @@ RAPSHEE_DEVICE Head load_head(const QkNormRopeCacheArgs& args, int64_t first, in
   return head;
 }
 
-RAPSHEE_DEVICE void normalize(Head& head, dev::Ptr<const float> weight, float eps, int head_dim) {
+// What an RMSNorm over the head multiplies it by.
+RAPSHEE_DEVICE float factor_of(const Head& head, float eps, int head_dim) {
   float squares = 0.0f;
   RAPSHEE_UNROLL
   for (int i = 0; i < kVectors; ++i) {
@@ -60,8 +64,11 @@ RAPSHEE_DEVICE void normalize(Head& head, dev::Ptr<const float> weight, float ep
     for (int c = 0; c < kColumns; ++c) squares = dev::fma(head.x[i][c], head.x[i][c], squares);
   }
   for (int mask = 16; mask > 0; mask /= 2) squares += dev::shfl_xor(squares, mask);
-  const float mean = dev::divide(squares, static_cast<float>(head_dim));
-  const float scale = dev::divide(1.0f, dev::sqrt(mean + eps));
+  return inverse_rms(squares, head_dim, eps);
+}
+
+// weight: of the head's columns.
+RAPSHEE_DEVICE void normalize(Head& head, dev::Ptr<const float> weight, float scale, int head_dim) {
   RAPSHEE_UNROLL
   for (int i = 0; i < kVectors; ++i) {
     if (column_of(i) >= head_dim) continue;
@@ -108,6 +115,34 @@ RAPSHEE_DEVICE void store_head(const Head& head, dev::Ptr<T> to, int head_dim) {
   }
 }
 
+// The factors of norms over whole rows. Grid: (row, q or k).
+RAPSHEE_KERNEL(kThreads, 4)
+row_factors_kernel(RAPSHEE_PARAM QkNormRopeCacheArgs args) {
+  dev::pdl_wait();
+  dev::pdl_trigger();
+  const int64_t q_size = int64_t{args.num_heads} * args.cache.head_dim;
+  const int64_t kv_size = int64_t{args.cache.num_kv_heads} * args.cache.head_dim;
+  const int64_t row = dev::block().x;
+  const bool is_k = dev::block().y == 1;
+  const int64_t size = is_k ? kv_size : q_size;
+  const dev::Ptr<const float> from =
+      dev::Ptr<const float>(args.qkv) + (row * (q_size + 2 * kv_size) + (is_k ? q_size : 0));
+  float squares = 0.0f;
+  for (int64_t column = dev::thread() * kColumns; column < size; column += kThreads * kColumns) {
+    float x[kColumns] = {};
+    for (int split = 0; split < args.splits; ++split) {
+      const dev::Vec16 v = dev::load16(from + (split * args.split_stride + column));
+      RAPSHEE_UNROLL
+      for (int c = 0; c < kColumns; ++c) x[c] += dev::bits_to_float(v.word[c]);
+    }
+    RAPSHEE_UNROLL
+    for (int c = 0; c < kColumns; ++c) squares = dev::fma(x[c], x[c], squares);
+  }
+  const float total = block_sum(squares);
+  if (dev::thread() != 0) return;
+  dev::Ptr<float>(args.row_factors)[2 * row + is_k] = inverse_rms(total, size, args.eps);
+}
+
 template <class T>
 RAPSHEE_KERNEL(kThreads, 4)
 qk_norm_rope_cache_kernel(RAPSHEE_PARAM QkNormRopeCacheArgs args) {
@@ -128,8 +163,14 @@ qk_norm_rope_cache_kernel(RAPSHEE_PARAM QkNormRopeCacheArgs args) {
 
   Head head = load_head(args, task * head_dim, head_dim);
   if (!is_v) {
-    const float* weight = is_q ? args.q_norm : args.k_norm;
-    if (weight != nullptr) normalize(head, dev::Ptr<const float>(weight), args.eps, head_dim);
+    const dev::Ptr<const float> weight(is_q ? args.q_norm : args.k_norm);
+    if (args.row_factors != nullptr) {
+      const float factor = dev::Ptr<const float>(args.row_factors)[2 * row + !is_q];
+      const int in_row = is_q ? index : index - args.num_heads;
+      normalize(head, weight + in_row * head_dim, factor, head_dim);
+    } else if (args.q_norm != nullptr) {
+      normalize(head, weight, factor_of(head, args.eps, head_dim), head_dim);
+    }
     rotate(args, row, head_dim, head);
   }
   if (is_q) {
@@ -156,7 +197,15 @@ void qk_norm_rope_cache(const QkNormRopeCacheArgs& args, Stream stream) {
                 " at a stride of ", args.split_stride, ", expected 1 or more and a multiple of ",
                 kColumns);
   RAPSHEE_CHECK(cache.block_size > 0, "block_size: got ", cache.block_size, ", expected above 0");
+  RAPSHEE_CHECK((args.q_norm == nullptr) == (args.k_norm == nullptr) &&
+                    (args.row_factors == nullptr || args.q_norm != nullptr),
+                "q_norm, k_norm: expected both or none, and both for norms of whole rows");
   if (args.rows == 0) return;
+  if (args.row_factors != nullptr) {
+    const dev::Grid row_grid{static_cast<unsigned>(args.rows), 2};
+    dev::launch(row_factors_kernel, {row_grid, kThreads, kMaxBlockWarps * sizeof(float), stream},
+                args);
+  }
   const int64_t tasks = int64_t{args.rows} * (args.num_heads + 2 * cache.num_kv_heads);
   const dev::Grid grid{static_cast<unsigned>((tasks + kWarps - 1) / kWarps)};
   constexpr size_t kSharedBytes = size_t{kWarps} * kMaxHeadDim * sizeof(float);
