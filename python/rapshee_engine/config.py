@@ -36,7 +36,7 @@ class EngineConfig:
             else bfloat16. Quantised weights stay as they are.
         load_format: ``auto`` (by what lies at the path), ``gguf``, ``safetensors``, or ``dummy``
             (the folder's ``config.json`` with random weights, for benchmarks; without a
-            ``tokenizer.json`` beside it the engine takes token ids only, and completions have no
+            tokenizer beside it the engine takes token ids only, and completions have no
             text).
         max_model_len: context length in tokens; None: the checkpoint's. Rotary scalings that depend
             on a length (``dynamic``, ``longrope``) are those of this one, and ``dynamic`` ones

@@ -26,6 +26,7 @@ from rapshee_engine.engine.engine import Engine
 from rapshee_engine.errors import EngineDeadError
 from rapshee_engine.tokenizer.chat_template import ChatTemplate
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
+from rapshee_engine.tokenizer.vocabulary import LibraryVocabulary
 
 __all__ = [
     "EOS",
@@ -56,7 +57,7 @@ def make_tokenizer() -> Tokenizer:
     hf.add_special_tokens(
         [AddedToken("<|end|>", special=True), AddedToken("<|start|>", special=True)]
     )
-    return Tokenizer(hf, source="test", eos_token="<|end|>", eos_token_ids=[EOS])
+    return Tokenizer(LibraryVocabulary(hf, "test"), eos_token="<|end|>", eos_token_ids=[EOS])
 
 
 def make_engine(

@@ -96,7 +96,7 @@ def test_strings_for_templates(converted: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "llama"}, "'llama'"),
+        ({"model": "bert"}, "'bert'"),
         ({"model": None}, "None"),
         ({"pre": "klingon"}, "'klingon'"),
         ({"pre": ["smollm"]}, "smollm"),

@@ -15,6 +15,7 @@ from rapshee_engine.errors import UnsupportedModelError
 from rapshee_engine.tokenizer.control_tokens import ControlTokens
 from rapshee_engine.tokenizer.text_is_data import TextGuard, encode_marked
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
+from rapshee_engine.tokenizer.vocabulary import LibraryVocabulary
 
 CONTROL = ControlTokens(
     {i: AddedToken(s, special=True) for i, s in enumerate(["<|im_end|>", "</s>", "[INST]", "XEOQ"])}
@@ -72,7 +73,7 @@ def test_clean_text_is_encoded_in_one_go(byte_level: Tokenizer) -> None:
 def test_text_does_not_shift_a_control_token(byte_level_folder: Path) -> None:
     library = tokenizers.Tokenizer.from_file(str(byte_level_folder / "tokenizer.json"))
     library.add_special_tokens(["~~"])
-    tokenizer = Tokenizer(library, source="file")
+    tokenizer = Tokenizer(LibraryVocabulary(library, "file"))
     control = tokenizer.control_tokens["~~"]
     tilde = tokenizer.encode("~")
     assert encode_marked(tokenizer, "\ue000~\ue000~~", "\ue000") == [*tilde, control]

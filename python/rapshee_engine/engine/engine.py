@@ -406,7 +406,8 @@ def _text_parts(
 ) -> tuple[Tokenizer, ChatTemplate | None]:
     """Tokenizer and chat template of a checkpoint."""
     path, metadata = Path(checkpoint.path), checkpoint.gguf_metadata
-    if checkpoint.format == "dummy" and not (path / "tokenizer.json").is_file():
+    files = ("tokenizer.json", "tokenizer.model")
+    if checkpoint.format == "dummy" and not any((path / file).is_file() for file in files):
         if config.chat_template is not None:
             raise ConfigError(f"chat_template needs a tokenizer, and {config.model!r} has none")
         return Tokenizer.without_vocabulary(), None

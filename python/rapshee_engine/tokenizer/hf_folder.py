@@ -11,7 +11,9 @@ import tokenizers
 from tokenizers import AddedToken
 
 from rapshee_engine.errors import WeightFileError
+from rapshee_engine.tokenizer.sentencepiece_folder import vocabulary_from_sentencepiece
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
+from rapshee_engine.tokenizer.vocabulary import LibraryVocabulary, Vocabulary
 
 __all__ = ["chat_template_from_folder", "tokenizer_from_folder"]
 
@@ -27,30 +29,48 @@ _NAMED_TOKENS = (
 
 
 def tokenizer_from_folder(path: Path) -> Tokenizer:
-    """Read ``tokenizer.json`` and, where they exist, ``tokenizer_config.json``,
-    ``special_tokens_map.json``, ``generation_config.json`` and ``config.json``.
+    """Read ``tokenizer.json``, or else ``tokenizer.model``, and, where they exist,
+    ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``,
+    ``generation_config.json`` and ``config.json``.
 
     Raises:
         WeightFileError: a file is missing or broken.
-        UnsupportedModelError: the tokenizer's decoder is not implemented.
+        UnsupportedModelError: the tokenizer's decoder or kind is not implemented.
     """
-    file = path / "tokenizer.json"
-    hf = _load(file)
     settings = {
         **_read_json(path / "special_tokens_map.json"),
         **_read_json(path / "tokenizer_config.json"),
     }
+    vocabulary: Vocabulary
+    if (path / "tokenizer.json").is_file():
+        vocabulary, bos, eos = _from_library(path / "tokenizer.json", settings)
+    elif (path / "tokenizer.model").is_file():
+        added = _read_json(path / "added_tokens.json")
+        vocabulary, bos, eos = vocabulary_from_sentencepiece(
+            path / "tokenizer.model", settings, added
+        )
+    else:
+        raise WeightFileError(
+            str(path / "tokenizer.json"), "no such file, and no tokenizer.model beside it"
+        )
+    return Tokenizer(
+        vocabulary,
+        bos_token=bos,
+        eos_token=eos,
+        eos_token_ids=_eos_ids(path, None if eos is None else vocabulary.token_id(eos)),
+    )
+
+
+def _from_library(
+    file: Path, settings: Mapping[str, Any]
+) -> tuple[LibraryVocabulary, str | None, str | None]:
+    """The vocabulary, and the strings of the tokens that begin and end a text."""
+    hf = _load(file)
     named = {key: _content(settings.get(key)) for key in _NAMED_TOKENS}
     extra = settings.get("additional_special_tokens") or []
     _mark_special(hf, [*named.values(), *map(_content, extra)])
     bos, eos = (_in_vocab(hf, named[key]) for key in ("bos_token", "eos_token"))
-    return Tokenizer(
-        hf,
-        source=str(file),
-        bos_token=bos,
-        eos_token=eos,
-        eos_token_ids=_eos_ids(path, None if eos is None else hf.token_to_id(eos)),
-    )
+    return LibraryVocabulary(hf, str(file)), bos, eos
 
 
 def chat_template_from_folder(path: Path) -> str | None:
@@ -76,8 +96,6 @@ def chat_template_from_folder(path: Path) -> str | None:
 
 
 def _load(file: Path) -> tokenizers.Tokenizer:
-    if not file.is_file():
-        raise WeightFileError(str(file), "no such file (a tokenizer.model alone is not supported)")
     try:
         return tokenizers.Tokenizer.from_file(str(file))
     except (KeyboardInterrupt, SystemExit):

@@ -1,17 +1,16 @@
-"""Token ids of a text and text of token ids, on Hugging Face `tokenizers`."""
+"""Token ids of a text and text of token ids."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from types import MappingProxyType
 
 import tokenizers
 
 from rapshee_engine.errors import InvalidRequestError
 from rapshee_engine.tokenizer.control_tokens import ControlTokens
-from rapshee_engine.tokenizer.token_text import TextStream, TokenText, token_scheme
+from rapshee_engine.tokenizer.token_text import TextStream, TokenText
+from rapshee_engine.tokenizer.vocabulary import LibraryVocabulary, Vocabulary
 
 __all__ = ["Tokenizer", "reject_lone_surrogates"]
 
@@ -41,37 +40,21 @@ class Tokenizer:
 
     def __init__(
         self,
-        hf_tokenizer: tokenizers.Tokenizer,
+        vocabulary: Vocabulary,
         *,
-        source: str,
         bos_token: str | None = None,
         eos_token: str | None = None,
         eos_token_ids: Iterable[int] = (),
     ) -> None:
-        """Wrap ``hf_tokenizer``, which nobody else may change from now on.
-
-        Raises:
-            UnsupportedModelError: its decoder is unknown.
-        """
-        hf_tokenizer.no_truncation()
-        hf_tokenizer.no_padding()
-        self._hf = hf_tokenizer
-        decoder = hf_tokenizer.decoder
-        self._scheme = token_scheme(
-            None if decoder is None else json.loads(decoder.__getstate__()), source
-        )
+        self._vocabulary = vocabulary
         self._token_texts: dict[int, TokenText] = {}
-        self.vocab_size = 1 + max(hf_tokenizer.get_vocab().values(), default=-1)
+        self.vocab_size = vocabulary.size
         self.bos_token = bos_token
         self.eos_token = eos_token
-        self.bos_token_id = None if bos_token is None else hf_tokenizer.token_to_id(bos_token)
+        self.bos_token_id = None if bos_token is None else vocabulary.token_id(bos_token)
         self.eos_token_ids = frozenset(eos_token_ids)
-        added = hf_tokenizer.get_added_tokens_decoder()
-        special = {token_id: token for token_id, token in added.items() if token.special}
-        self._special = {token_id: token.content for token_id, token in special.items()}
-        self.control = ControlTokens(
-            special, unknown=getattr(hf_tokenizer.model, "unk_token", None)
-        )
+        self._special = {i: token.content for i, token in vocabulary.special.items()}
+        self.control = ControlTokens(vocabulary.special, unknown=vocabulary.unknown)
         self.control_tokens: Mapping[str, int] = MappingProxyType(self.control.ids)
 
     @classmethod
@@ -80,7 +63,7 @@ class Tokenizer:
         refused."""
         empty = tokenizers.Tokenizer(tokenizers.models.BPE())
         empty.decoder = tokenizers.decoders.ByteLevel()
-        return cls(empty, source="no vocabulary")
+        return cls(LibraryVocabulary(empty, "no vocabulary"))
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True
@@ -97,13 +80,14 @@ class Tokenizer:
         """
         self.require_vocabulary("a text", "prompt")
         reject_lone_surrogates(text, None)
-        hf = self._hf if parse_special else self._plain
-        return hf.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._vocabulary.encode(
+            text, add_special_tokens=add_special_tokens, parse_special=parse_special
+        )
 
     def encode_continuation(self, text: str) -> list[int]:
         """Token ids of text that follows other text: no control tokens, nothing added around it, no
         space put before it that the tokenizer puts only at the start of a text."""
-        return self._plain_continuation.encode(text, add_special_tokens=False).ids
+        return self._vocabulary.encode_continuation(text)
 
     def require_vocabulary(self, what: str, param: str) -> None:
         """Raise `InvalidRequestError`, which names the field ``param``, if there are no tokens for
@@ -116,7 +100,7 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of the tokens; bytes that are no UTF-8 become U+FFFD."""
-        return self._hf.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return self._vocabulary.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's exact bytes in text, those of its string for a control token; empty for an id
@@ -130,10 +114,10 @@ class Tokenizer:
         """The token in text; None for an id without a token."""
         text = self._token_texts.get(token_id)
         if text is None:
-            token = self._hf.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+            token = self._vocabulary.token(token_id)
             if token is None:
                 return None
-            text = self._token_texts[token_id] = self._scheme.token_text(token)
+            text = self._token_texts[token_id] = self._vocabulary.scheme.token_text(token)
         return text
 
     def is_special(self, token_id: int) -> bool:
@@ -142,22 +126,4 @@ class Tokenizer:
 
     def text_stream(self) -> TextStream:
         """A decoder for one sequence; feed it `token_text`."""
-        return self._scheme.stream()
-
-    @cached_property
-    def _plain(self) -> tokenizers.Tokenizer:
-        # Special matching is a switch on the shared object, so the second mode is a second object,
-        # made when it is first needed.
-        plain = tokenizers.Tokenizer.from_str(self._hf.to_str())
-        plain.encode_special_tokens = True
-        return plain
-
-    @cached_property
-    def _plain_continuation(self) -> tokenizers.Tokenizer:
-        rules = self._hf.to_str()
-        inner = rules.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
-        if inner == rules:
-            return self._plain
-        continuation = tokenizers.Tokenizer.from_str(inner)
-        continuation.encode_special_tokens = True
-        return continuation
+        return self._vocabulary.scheme.stream()
