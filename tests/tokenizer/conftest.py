@@ -1,4 +1,4 @@
-"""The two small vocabularies of ``tests/golden``."""
+"""The small vocabularies of ``tests/golden``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ def byte_fallback(byte_fallback_folder: Path) -> Tokenizer:
     return tokenizer_from_folder(byte_fallback_folder)
 
 
-@pytest.fixture(scope="session", params=["byte_level", "byte_fallback"])
+@pytest.fixture(scope="session")
+def sentencepiece() -> Tokenizer:
+    return tokenizer_from_folder(GOLDEN / "tokenizers" / "llama")
+
+
+@pytest.fixture(scope="session", params=["byte_level", "byte_fallback", "sentencepiece"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return request.getfixturevalue(request.param)
 

@@ -1,7 +1,8 @@
 """A sentencepiece model: what its file says, checked, and a processor of the library for it.
 
-The library trusts its files, so it is never given one: a file is read here, and what it says is
-written anew after it was checked. Field numbers are those of ``sentencepiece_model.proto``.
+The library never sees a file: a file is read here, and what it says is written anew after it was
+checked, so that an error names the piece, and native code meets no surprises. Field numbers are
+those of ``sentencepiece_model.proto``.
 """
 
 from __future__ import annotations

@@ -59,6 +59,7 @@ class SentencePieceVocabulary:
             WeightFileError: model or added tokens are not consistent.
             UnsupportedModelError: the model's type is not implemented.
         """
+        self._processor = model.with_dummy_prefix(False).processor(source)
         _check_added(model, added, source)
         self._model = model
         self._source = source
@@ -67,7 +68,6 @@ class SentencePieceVocabulary:
         self._tokens = {**dict(enumerate(model.pieces)), **{i: t.content for i, t in added.items()}}
         self._ids = {token: token_id for token_id, token in self._tokens.items()}
         self._added = AddedTokens(added)
-        self._processor = model.with_dummy_prefix(False).processor(source)
         self.size = 1 + max(self._tokens)
         self.special = {token_id: token for token_id, token in added.items() if token.special}
         self.unknown: str | None = self._tokens[model.kinds.index(PieceKind.UNKNOWN)]
