@@ -12,16 +12,19 @@ from typing import Any
 import httpx
 import pytest
 
+from rapshee_engine.engine.async_engine import AsyncEngine
 from rapshee_engine.engine.outputs import CompletionOutput, Logprob, RequestOutput
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
 from rapshee_engine.server.app import build_app
 from rapshee_engine.server.drain import Drain
-from rapshee_engine.server.registry import EngineRegistry
+from rapshee_engine.server.registry import EngineRegistry, ServingEngine
 from rapshee_engine.server.serve import HttpServer, bind
 from rapshee_engine.server.settings import ServerSettings
+from reference.fake_runner import make_engine, make_tokenizer
 
 CREATED = 1_700_000_000
 KEY = "test-key"
+REAL_OPTIONS: dict[str, Any] = {"num_blocks": 256, "max_num_batched_tokens": 16}
 VOCABULARY = ("The", " moon", " is", " a", " grey", " caf\u00e9", "!")
 
 
@@ -35,6 +38,8 @@ class FakeEngine:
         self.max_model_len = 32
         self.fingerprint = "fp_fake"
         self.is_ready = True
+        self.tokenizer = make_tokenizer()  # of text completions
+        self.vocab_size = 258
         self.num_cached_tokens = 0
         self.conversations: list[Sequence[Mapping[str, Any]]] = []
         self.params: list[SamplingParams] = []
@@ -59,7 +64,8 @@ class FakeEngine:
         self.params.append(sampling_params)
         self.request_ids.append(request_id)
         prompt_ids = prompt["prompt_token_ids"]
-        length = sampling_params.max_tokens or len(VOCABULARY)
+        asked = sampling_params.max_tokens
+        length = len(VOCABULARY) if asked is None else asked
         steps = [
             [self._completion(i, token, length, sampling_params) for i in range(sampling_params.n)]
             for token in range(length)
@@ -136,16 +142,27 @@ def engine() -> FakeEngine:
     return FakeEngine()
 
 
+@pytest.fixture(scope="module")
+def real() -> Iterator[AsyncEngine]:
+    """A whole engine, without a model: what it draws depends on all that a model would read."""
+    with AsyncEngine.from_engine(make_engine(**REAL_OPTIONS)) as engine:
+        yield engine
+
+
 @pytest.fixture
 def make_app(engine: FakeEngine) -> Callable[..., Any]:
-    """An application that serves the engine as ``fake`` and ``fake-mini``."""
+    """An application that serves the engine as ``fake`` and ``fake-mini``, or others."""
 
     def make(
-        *, auth: bool = True, max_pending: int = 64, drain: Drain | None = None, **settings: Any
+        *,
+        auth: bool = True,
+        max_pending: int = 64,
+        drain: Drain | None = None,
+        engines: Mapping[str, ServingEngine] | None = None,
+        **settings: Any,
     ) -> Any:
-        registry = EngineRegistry(
-            {"fake": engine, "fake-mini": engine}, created=CREATED, max_pending=max_pending
-        )
+        engines = engines or {"fake": engine, "fake-mini": engine}
+        registry = EngineRegistry(engines, created=CREATED, max_pending=max_pending)
         identify = (lambda key: "id" if key == KEY else None) if auth else None
         return build_app(registry, ServerSettings(**settings), identify=identify, drain=drain)
 
@@ -205,13 +222,15 @@ def live_server(make_app: Callable[..., Any], engine: FakeEngine) -> Callable[..
     end it drains."""
 
     @contextmanager
-    def running(**options: Any) -> Iterator[tuple[HttpServer, int]]:
+    def running(
+        *, engines: Mapping[str, ServingEngine] | None = None, **options: Any
+    ) -> Iterator[tuple[HttpServer, int]]:
         settings = ServerSettings(**options)
         drain = Drain()
         listening = threading.Event()
         with bind("127.0.0.1", 0) as listener:
             server = HttpServer(
-                make_app(max_body_bytes=settings.max_body_bytes, drain=drain),
+                make_app(engines=engines, max_body_bytes=settings.max_body_bytes, drain=drain),
                 settings,
                 drain=drain,
                 on_listening=listening.set,

@@ -11,7 +11,7 @@ import pytest
 Send = Callable[..., httpx.Response]
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/completions", "/v1/chat/completions/", "/v1//"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/embeddings", "/v1/chat/completions/", "/v1//"])
 def test_unknown_paths_are_json_404(send: Send, path: str) -> None:
     response = send("GET", path)
     assert response.status_code == 404

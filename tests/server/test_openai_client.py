@@ -10,6 +10,8 @@ from typing import Any
 import openai
 import pytest
 
+from rapshee_engine.engine.async_engine import AsyncEngine
+
 Live = Callable[..., Any]
 
 MESSAGES: Any = [{"role": "user", "content": "What is the moon?"}]
@@ -42,6 +44,48 @@ def test_stream(live: Live) -> None:
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == TEXT
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 7
+
+
+def test_text_completions(live: Live, real: AsyncEngine) -> None:
+    with live(engines={"real": real}) as port, client(port) as api:
+        answer = api.completions.create(
+            model="real", prompt=["One", "two"], max_tokens=2, n=2, logprobs=1, echo=True, seed=1
+        )
+        scored = api.completions.create(
+            model="real", prompt="Once upon", max_tokens=0, echo=True, logprobs=0
+        )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.choices[3].text.startswith("two")
+    assert answer.choices[0].finish_reason == "length"
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert (logprobs.tokens or [])[:3] == ["O", "n", "e"]
+    assert len(logprobs.token_logprobs or []) == 5
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (6, 8)
+    assert scored.choices[0].text == "Once upon"
+    assert scored.choices[0].logprobs is not None
+    first, *others = scored.choices[0].logprobs.token_logprobs or []
+    assert first is None
+    assert len(others) == 8
+    assert all(value < 0 for value in others)
+
+
+def test_streamed_text_completions(live: Live) -> None:
+    with live() as port, client(port) as api:
+        stream = api.completions.create(
+            model="fake",
+            prompt="What is",
+            max_tokens=7,
+            echo=True,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(stream)
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == "What is" + TEXT
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 14
 
 
 def test_an_answer_can_be_sent_back(live: Live, engine: Any) -> None:

@@ -45,15 +45,18 @@ print("closed", "h11" in sys.modules)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_stops_its_generation(live: Live, engine: Any, stream: bool) -> None:
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_a_client_that_leaves_stops_its_generation(
+    live: Live, engine: Any, path: str, stream: bool
+) -> None:
     engine.before_token = lambda index: asyncio.Event().wait() if index else asyncio.sleep(0)
-    request = json.dumps({**BODY, "stream": stream}).encode()
+    request = json.dumps({**BODY, "prompt": ["hi", "ho"], "stream": stream}).encode()
     with live() as port:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             connection.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+                b"POST /v1/%s HTTP/1.1\r\nhost: localhost\r\n"
                 b"authorization: Bearer test-key\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(request), request)
+                b"content-length: %d\r\n\r\n%s" % (path.encode(), len(request), request)
             )
             if stream:
                 assert connection.recv(65536).startswith(b"HTTP/1.1 200")

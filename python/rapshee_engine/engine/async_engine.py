@@ -90,6 +90,11 @@ class AsyncEngine:
         return self._loop.engine.config
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return self._loop.engine.input_processor.vocab_size
+
+    @property
     def max_model_len(self) -> int:
         return self._loop.engine.max_model_len
 

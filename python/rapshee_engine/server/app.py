@@ -19,6 +19,7 @@ from rapshee_engine.server.middleware import (
 )
 from rapshee_engine.server.registry import EngineRegistry
 from rapshee_engine.server.routes.chat import ChatEndpoints
+from rapshee_engine.server.routes.completions import CompletionEndpoints
 from rapshee_engine.server.routes.health import HealthEndpoints
 from rapshee_engine.server.routes.models import ModelEndpoints
 from rapshee_engine.server.settings import ServerSettings
@@ -50,6 +51,7 @@ def build_app(
     app = Starlette(
         routes=[
             *ChatEndpoints(registry, settings).routes(),
+            *CompletionEndpoints(registry, settings).routes(),
             *ModelEndpoints(registry).routes(),
             *HealthEndpoints(registry, drain).routes(),
         ],

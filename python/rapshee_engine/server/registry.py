@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from rapshee_engine.engine.outputs import RequestOutput
 from rapshee_engine.sampling_params import SamplingParams
 from rapshee_engine.server.errors import ApiError
+from rapshee_engine.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["EngineRegistry", "EngineSlot", "ServedModel", "ServingEngine"]
 
@@ -28,6 +29,12 @@ class ServingEngine(Protocol):
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation. Blocks; any thread may call it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
     @property
     def max_model_len(self) -> int: ...
