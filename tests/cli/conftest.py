@@ -66,6 +66,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[LaunchOptions]:
     """Options of servers that were launched."""
     launched: list[LaunchOptions] = []
     monkeypatch.setattr(serve, "launch", launched.append)
+    monkeypatch.setattr(serve, "configure_logging", lambda *_: None)
     return launched
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rapshee_engine import cli
-from rapshee_engine.cli import models
+from rapshee_engine.cli import models, serve
 from rapshee_engine.config import EngineConfig
 from rapshee_engine.errors import DownloadError
 from rapshee_engine.server.launch import LaunchOptions
@@ -63,6 +63,18 @@ def test_serve_passes_everything_on(
     }
 
 
+def test_how_serve_logs(
+    launches: list[LaunchOptions], monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    configured: list[tuple[str, str]] = []
+    monkeypatch.setattr(serve, "configure_logging", lambda *how: configured.append(how))
+    arguments = ["serve", "--model", f"a={model}"]
+    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--log-format", "json", "--log-level", "debug"]) == 0
+    assert configured == [("text", "info"), ("json", "debug")]
+    assert len(launches) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("1024", 1024), ("512M", 512 << 20), ("2g", 2 << 30), ("1GiB", 1 << 30), ("3 kb", 3 << 10)],
@@ -77,6 +89,8 @@ def test_sizes(launches: list[LaunchOptions], text: str, size: int) -> None:
     [
         ["--kv-cache-memory", "lots"],
         ["--kv-cache-memory", "-1G"],
+        ["--log-format", "xml"],
+        ["--log-level", "loud"],
         ["--drain-timeout", "-1"],
         ["--drain-timeout", "nan"],
         ["--drain-timeout", "1e99"],

@@ -29,6 +29,7 @@ from rapshee_engine.tokenizer.tokenizer import Tokenizer
 from rapshee_engine.tokenizer.vocabulary import LibraryVocabulary
 
 __all__ = [
+    "CHAT_TEMPLATE",
     "EOS",
     "FakeRunner",
     "FakeStepOutput",
@@ -41,7 +42,7 @@ EOS = 256
 VOCAB_SIZE = 258
 _UNWRITTEN = -1
 _POISONED = -2
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant: {% endif %}"
 )
@@ -84,7 +85,7 @@ def make_engine(
         runner,
         make_tokenizer(),
         max_position=max_position,
-        chat_template=ChatTemplate(_CHAT_TEMPLATE) if has_chat_template else None,
+        chat_template=ChatTemplate(CHAT_TEMPLATE) if has_chat_template else None,
     )
 
 

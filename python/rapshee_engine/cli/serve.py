@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from rapshee_engine.cli.models import default_model, existing_model
 from rapshee_engine.errors import ConfigError
 from rapshee_engine.pull import DEFAULT_MODEL
 from rapshee_engine.server.launch import LaunchOptions, launch
+from rapshee_engine.server.logs import LOG_FORMATS, LOG_LEVELS, configure_logging
 from rapshee_engine.server.settings import ServerSettings
 from rapshee_engine.tenancy.keys import check_key_text, home_folder
 
@@ -60,6 +60,19 @@ def add(commands: Any) -> None:
         help="time that running requests have to end after SIGTERM or Ctrl-C, while new ones get "
         "503; a second signal ends the server at once (%(default)g)",
     )
+    command.add_argument(
+        "--log-format",
+        choices=LOG_FORMATS,
+        default="text",
+        help="of the log on the error output; json: one object a line. Prompts, completions and "
+        "keys are never logged (%(default)s)",
+    )
+    command.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default="info",
+        help="debug: health probes too; warning: no requests (%(default)s)",
+    )
     keys = command.add_argument_group("authentication")
     keys.add_argument(
         "--api-key",
@@ -77,7 +90,7 @@ def add(commands: Any) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    configure_logging(options.log_format, options.log_level)
     given_keys, hint = _given_keys(options, os.environ)
     launch(
         LaunchOptions(

@@ -275,7 +275,9 @@ class Engine:
                 group.take_rows(completion, sequence, rows, row)
                 self._settle(group, completion, sequence, now)
             except Exception as error:  # text that cannot be made concerns this request alone
-                self._fail_group(group, StepError(f"a step failed: {error}"), error)
+                # Messages are logged; this exception's may quote the text.
+                failure = StepError(f"a token could not be handed out: {type(error).__name__}")
+                self._fail_group(group, failure, error)
 
     def _settle(
         self, group: RequestGroup, completion: Completion, sequence: ScheduledSequence, now: float

@@ -15,7 +15,7 @@ from rapshee_engine.server.drain import Drain, DrainMiddleware
 from rapshee_engine.server.middleware import (
     ErrorMiddleware,
     LoopbackHostMiddleware,
-    RequestHeadersMiddleware,
+    RequestMiddleware,
 )
 from rapshee_engine.server.registry import EngineRegistry
 from rapshee_engine.server.routes.chat import ChatEndpoints
@@ -56,7 +56,7 @@ def build_app(
             *HealthEndpoints(registry, drain).routes(),
         ],
         middleware=[
-            Middleware(RequestHeadersMiddleware),
+            Middleware(RequestMiddleware),
             Middleware(ErrorMiddleware),
             guard,
             Middleware(DrainMiddleware, drain=drain),

@@ -8,6 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rapshee_engine.server.errors import ApiError
+from rapshee_engine.server.request_facts import request_facts
 
 __all__ = ["BearerAuthMiddleware"]
 
@@ -29,7 +30,8 @@ class BearerAuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not scope["path"].startswith(_OPEN_PREFIX):
             presented = _bearer(Headers(scope=scope).getlist("authorization"))
-            if presented is None or self.identify(presented) is None:
+            key_id = None if presented is None else self.identify(presented)
+            if key_id is None:
                 raise ApiError(
                     401,
                     "Invalid API key provided",
@@ -37,6 +39,7 @@ class BearerAuthMiddleware:
                     code="invalid_api_key",
                     headers={"www-authenticate": "Bearer"},
                 )
+            request_facts().key = key_id
         await self.app(scope, receive, send)
 
 

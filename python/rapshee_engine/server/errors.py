@@ -71,7 +71,7 @@ def to_api_error(error: Exception, scope: Mapping[str, Any]) -> ApiError:
         return ApiError.try_later("The server is shutting down.", code="server_shutting_down")
     if isinstance(error, HTTPException):
         return _routing_error(error, scope)
-    logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+    logger.error("request failed", exc_info=error)
     return ApiError(500, "The server had an error while processing the request.", type=SERVER_ERROR)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import socket
 import sys
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,6 +21,8 @@ from rapshee_engine.server.http_protocol import BoundedHttpProtocol
 from rapshee_engine.server.settings import ServerSettings
 
 __all__ = ["HttpServer", "bind", "serve"]
+
+_logger = logging.getLogger(__name__)
 
 # The engine thread holds the GIL only between native calls. A tenth of the default lets the event
 # loop answer soon while it builds a step.
@@ -69,7 +73,7 @@ class HttpServer(uvicorn.Server):
         )
         self._drain = drain
         self._drain_timeout_s = settings.drain_timeout_s
-        self._drain_deadline = float("inf")
+        self._drain_deadline: float | None = None
         self._on_listening = on_listening
         self._end_requests = end_requests
 
@@ -84,11 +88,16 @@ class HttpServer(uvicorn.Server):
             return True
         if not self._drain.is_draining:
             return False
+        if self._drain_deadline is None:
+            self._drain_deadline = time.monotonic() + self._drain_timeout_s
+            self._log("draining", timeout_s=self._drain_timeout_s)
         return not self._drain.num_running or time.monotonic() >= self._drain_deadline
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._drain.num_running and not self.force_exit:
+            self._log("drain timeout is over: ending what still runs")
             await asyncio.to_thread(self._end_requests)
+        self._log("closing")
         await super().shutdown(sockets)
 
     def handle_exit(self, _sig: int, _frame: FrameType | None) -> None:
@@ -97,8 +106,11 @@ class HttpServer(uvicorn.Server):
         if self._drain.is_draining:
             self.force_exit = self.should_exit = True
             return
-        self._drain_deadline = time.monotonic() + self._drain_timeout_s
         self._drain.begin()
+
+    def _log(self, message: str, **fields: Any) -> None:
+        fields["running"] = self._drain.num_running
+        _logger.info(message, extra={"fields": fields})
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -20,6 +20,7 @@ from rapshee_engine.server.disconnect import until_disconnect
 from rapshee_engine.server.errors import error_json, to_api_error
 from rapshee_engine.server.fields import UnknownFieldLog
 from rapshee_engine.server.registry import EngineRegistry, ServedModel
+from rapshee_engine.server.request_facts import request_facts
 from rapshee_engine.server.responses import ChunkWriter, chat_completion
 from rapshee_engine.server.schemas import ChatRequest, parse_chat_request
 from rapshee_engine.server.settings import ServerSettings
@@ -72,6 +73,8 @@ async def _outputs(
 ) -> AsyncGenerator[RequestOutput, None]:
     """What the engine yields for a request, which holds its place until this is closed."""
     engine = model.slot.engine
+    facts = request_facts()
+    facts.model = model.name
     with model.slot.admit(chat.num_completions):
         prompt = await asyncio.to_thread(engine.render_chat, chat.template_messages())
         ContextLengthError.check(
@@ -84,6 +87,7 @@ async def _outputs(
             finished = False
             async for output in stream:
                 finished = output.finished
+                facts.observe(output)
                 yield output
     if not finished:
         raise StepError("the engine ended a request early")

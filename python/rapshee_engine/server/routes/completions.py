@@ -28,6 +28,7 @@ from rapshee_engine.server.errors import error_json, to_api_error
 from rapshee_engine.server.fields import UnknownFieldLog
 from rapshee_engine.server.merge import merged
 from rapshee_engine.server.registry import EngineRegistry, ServedModel, ServingEngine
+from rapshee_engine.server.request_facts import request_facts
 from rapshee_engine.server.settings import ServerSettings
 from rapshee_engine.server.sse import EventStream, event
 from rapshee_engine.tokenizer.tokenizer import reject_lone_surrogates
@@ -77,6 +78,8 @@ async def _outputs(
 ) -> AsyncGenerator[Batch, None]:
     """What the engine yields for the prompts, which hold their places until this is closed."""
     engine, prompts = model.slot.engine, asked.prompts()
+    facts = request_facts()
+    facts.model = model.name
     with model.slot.admit(len(prompts) * asked.num_completions):
         token_ids = await asyncio.to_thread(_tokenized, engine, prompts, asked.completion_limit)
         streams = [
@@ -90,7 +93,9 @@ async def _outputs(
         num_finished = 0
         async with aclosing(merged(streams)) as batches:
             async for batch in batches:
-                num_finished += sum(output.finished for _, output in batch)
+                for _, output in batch:
+                    num_finished += output.finished
+                    facts.observe(output)
                 yield batch
     if num_finished < len(prompts):
         raise StepError("the engine ended a request early")
