@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rapshee_engine import cli
-from rapshee_engine.cli import generate, models, serve
+from rapshee_engine.cli import chat, generate, models, serve
 from rapshee_engine.config import EngineConfig
 from rapshee_engine.engine.outputs import CompletionOutput, RequestOutput
 from rapshee_engine.sampling_params import SamplingParams
@@ -17,25 +17,30 @@ from rapshee_engine.server.launch import LaunchOptions
 
 
 class FakeEngine:
-    """Says two pieces, and keeps what it was asked."""
+    """Says some pieces, and keeps what it was asked. A piece None: the user interrupts."""
 
     made: list[FakeEngine]
+    pieces: Sequence[str | None] = ("Hello", " there")
 
     def __init__(self, model: str, **options: Any) -> None:
         self.config = EngineConfig(model=model, **options)
         self.chat_template: object | None = "a template"
         self.asked: list[tuple[Any, SamplingParams]] = []
+        self.conversations: list[list[Any]] = []
         self.closed = False
         self.made.append(self)
 
     def render_chat(self, messages: Sequence[Any]) -> list[int]:
+        self.conversations.append(list(messages))
         return [len(messages[0]["content"])]
 
     async def generate(
         self, prompt: Any, params: SamplingParams
     ) -> AsyncGenerator[RequestOutput, None]:
         self.asked.append((prompt, params))
-        for text in ("Hello", " there"):
+        for text in self.pieces:
+            if text is None:
+                raise KeyboardInterrupt  # as Ctrl-C does
             yield RequestOutput("r", None, [], [CompletionOutput(0, text, [])])
 
     def close(self) -> None:
@@ -57,7 +62,8 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
     """Engines that were made."""
     made: list[FakeEngine] = []
     monkeypatch.setattr(FakeEngine, "made", made, raising=False)
-    monkeypatch.setattr(generate, "AsyncEngine", FakeEngine)
+    for command in (generate, chat):
+        monkeypatch.setattr(command, "AsyncEngine", FakeEngine)
     return made
 
 

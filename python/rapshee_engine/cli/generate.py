@@ -11,10 +11,11 @@ from typing import Any
 from rapshee_engine.cli.common import add_command
 from rapshee_engine.cli.engine_options import add_engine_options, engine_options
 from rapshee_engine.cli.models import default_model, existing_model
+from rapshee_engine.cli.sampling_options import add_sampling_options, sampling_params
 from rapshee_engine.engine.async_engine import AsyncEngine
 from rapshee_engine.errors import ConfigError
 from rapshee_engine.pull import DEFAULT_MODEL
-from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
+from rapshee_engine.sampling_params import SamplingParams
 
 __all__ = ["add"]
 
@@ -33,15 +34,6 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--model", metavar="PATH", help=f"GGUF file or folder (default: {DEFAULT_MODEL.name})"
     )
-    command.add_argument(
-        "--max-tokens",
-        type=int,
-        default=512,
-        metavar="N",
-        help="stop after so many at the latest (%(default)s)",
-    )
-    command.add_argument("--temperature", type=float, default=1.0, help="0: greedy (%(default)s)")
-    command.add_argument("--seed", type=int, help="equal seeds give equal text (default: random)")
     form = command.add_mutually_exclusive_group()
     form.add_argument(
         "--chat",
@@ -53,6 +45,7 @@ def add(commands: Any) -> None:
     form.add_argument(
         "--raw", action="store_false", dest="chat", help="as text to continue, control tokens too"
     )
+    add_sampling_options(command, max_tokens=512)
     add_engine_options(command)
 
 
@@ -60,19 +53,16 @@ def _generate(options: argparse.Namespace) -> None:
     prompt = sys.stdin.read() if options.prompt is None else options.prompt
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give it as an argument or on standard input")
+    params = sampling_params(options)
     path = existing_model(options.model) if options.model else default_model()
     with closing(AsyncEngine(model=path, **engine_options(options))) as engine:
-        asyncio.run(_print_completion(engine, prompt, options))
+        chat = engine.chat_template is not None if options.chat is None else options.chat
+        asyncio.run(_print_completion(engine, prompt, params, chat=chat))
 
 
-async def _print_completion(engine: AsyncEngine, prompt: str, options: argparse.Namespace) -> None:
-    params = SamplingParams(
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-        output_kind=RequestOutputKind.DELTA,
-    )
-    chat = engine.chat_template is not None if options.chat is None else options.chat
+async def _print_completion(
+    engine: AsyncEngine, prompt: str, params: SamplingParams, *, chat: bool
+) -> None:
     # Only a raw prompt is one that may hold control tokens.
     asked: Any = prompt
     if chat:
