@@ -17,7 +17,7 @@ from rapshee_engine.errors import EngineDeadError
 from rapshee_engine.server.app import build_app
 from rapshee_engine.server.registry import EngineRegistry
 from rapshee_engine.server.settings import ServerSettings
-from reference.fake_runner import EOS, make_tokenizer
+from reference.fake_runner import EOS, make_library_tokenizer, make_tokenizer
 from reference.tiny_llama import make_config
 
 REASON = "an illegal memory access was encountered"
@@ -79,7 +79,7 @@ def model(tmp_path: Path) -> str:
     config = make_config(vocab_size=tokenizer.vocab_size, eos_token_id=EOS)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    tokenizer._hf.save(str(tmp_path / "tokenizer.json"))
+    make_library_tokenizer().save(str(tmp_path / "tokenizer.json"))
     return str(tmp_path)
 
 

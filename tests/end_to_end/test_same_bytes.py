@@ -18,7 +18,7 @@ from rapshee_engine import LLM, SamplingParams, _core
 from rapshee_engine.engine.outputs import RequestOutput
 from rapshee_engine.weights.loader import load_checkpoint
 from reference.devices import is_emulated
-from reference.fake_runner import EOS, make_tokenizer
+from reference.fake_runner import EOS, make_library_tokenizer, make_tokenizer
 from reference.steps import native_config
 from reference.tiny_llama import make_config, make_weights, write_hf_folder
 
@@ -110,7 +110,7 @@ def rig(device: str, tmp_path_factory: pytest.TempPathFactory, default_model: Pa
     folder, tokenizer = tmp_path_factory.mktemp("tiny"), make_tokenizer()
     config = make_config(vocab_size=tokenizer.vocab_size, eos_token_id=EOS)
     write_hf_folder(folder, config, make_weights(config, seed=9), dtype="bf16")
-    tokenizer._hf.save(str(folder / "tokenizer.json"))
+    make_library_tokenizer().save(str(folder / "tokenizer.json"))
     return Rig(folder, device)
 
 

@@ -17,7 +17,7 @@ from rapshee_engine.errors import ConfigError, EngineDeadError, StepError, Weigh
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
 from rapshee_engine.weights.loader import load_checkpoint
 from reference.devices import is_emulated, native_dtype
-from reference.fake_runner import EOS, make_tokenizer
+from reference.fake_runner import EOS, make_library_tokenizer, make_tokenizer
 from reference.tiny_llama import make_config, make_weights, write_hf_folder
 
 BLOCK_BYTES = 2 * 2 * 2 * 16 * 4 * 16  # layers, K and V, heads, head size, f32, tokens
@@ -33,7 +33,7 @@ def write_checkpoint(folder: Path, dtype: str = "f32") -> Path:
     tokenizer = make_tokenizer()
     config = make_config(vocab_size=tokenizer.vocab_size, eos_token_id=EOS)
     write_hf_folder(folder, config, make_weights(config, seed=3), dtype)
-    tokenizer._hf.save(str(folder / "tokenizer.json"))
+    make_library_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "FakeStepOutput",
     "greedy_continuation",
     "make_engine",
+    "make_library_tokenizer",
     "make_tokenizer",
 ]
 
@@ -50,6 +51,12 @@ CHAT_TEMPLATE = (
 
 def make_tokenizer() -> Tokenizer:
     """One token a byte, then ``<|end|>`` (end of sequence) and ``<|start|>``."""
+    vocabulary = LibraryVocabulary(make_library_tokenizer(), "test")
+    return Tokenizer(vocabulary, eos_token="<|end|>", eos_token_ids=[EOS])
+
+
+def make_library_tokenizer() -> tokenizers.Tokenizer:
+    """What `make_tokenizer` consists of; a checkpoint's folder holds it as ``tokenizer.json``."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {char: index for index, char in enumerate(alphabet)}
     hf = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -58,7 +65,7 @@ def make_tokenizer() -> Tokenizer:
     hf.add_special_tokens(
         [AddedToken("<|end|>", special=True), AddedToken("<|start|>", special=True)]
     )
-    return Tokenizer(LibraryVocabulary(hf, "test"), eos_token="<|end|>", eos_token_ids=[EOS])
+    return hf
 
 
 def make_engine(

@@ -6,6 +6,7 @@ from tokenizers import AddedToken, decoders, models
 from rapshee_engine.engine.outputs import Logprob
 from rapshee_engine.server.legacy_logprobs import LegacyLogprobs, TextPositions, token_string
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
+from rapshee_engine.tokenizer.vocabulary import LibraryVocabulary
 from reference.fake_runner import EOS, make_tokenizer
 
 
@@ -24,7 +25,7 @@ def byte_fallback_tokenizer() -> Tokenizer:
         ]
     )
     hf.add_special_tokens([AddedToken("<s>", special=True)])
-    return Tokenizer(hf, source="test")
+    return Tokenizer(LibraryVocabulary(hf, "test"))
 
 
 def walk(positions: TextPositions, token_ids: list[int]) -> tuple[list[int], str]:
