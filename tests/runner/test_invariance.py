@@ -16,7 +16,12 @@ from reference.steps import BLOCK_SIZE, Chunk, make_runner, make_step
 from reference.tiny_llama import make_config, make_weights, write_gguf_file
 
 # Of matrices, each with a family; together they take every way through the decoder.
-DTYPES = {"f32": "llama", "bf16": "qwen3", "q4_1": "llama", "q8_0": "llama"}
+DTYPES = {"f32": "llama", "bf16": "qwen3", "q4_1": "llama", "q8_0": "llama", "mixed": "llama"}
+# Those of "mixed", whose rows are whole blocks of 256; CPU only.
+MIXED = {
+    "q_proj": "q5_0", "k_proj": "q5_1", "v_proj": "q6_k", "o_proj": "q5_k", "gate_proj": "q2_k",
+    "up_proj": "q3_k",
+}  # fmt: skip
 TOP = 4
 # 32 sequences; the longest crosses the boundary of 256 keys at which attention closes its sums.
 LENGTHS = [290, 1, 2, 15, 16, 17, 31, 32, 33, 1, 8, 9, 40, 64, 3, 5] * 2
@@ -32,12 +37,17 @@ Scores = tuple[
 
 @pytest.fixture(scope="module", params=DTYPES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    is_mixed = request.param == "mixed"
+    sizes = {"hidden_size": 256, "intermediate_size": 256} if is_mixed else {"head_dim": 16}
     # Vocabulary and sizes that are no multiples of what kernels work in, as far as blocks allow it.
     config = make_config(
-        model_type=DTYPES[request.param], head_dim=16, vocab_size=301, max_position_embeddings=320
+        model_type=DTYPES[request.param], vocab_size=301, max_position_embeddings=320, **sizes
     )
     path = tmp_path_factory.mktemp(request.param) / "tiny.gguf"
-    return write_gguf_file(path, config, make_weights(config, seed=5), dtype=request.param)
+    weights = make_weights(config, seed=5)
+    if is_mixed:
+        return write_gguf_file(path, config, weights, dtype="q4_k", dtypes=MIXED)
+    return write_gguf_file(path, config, weights, dtype=request.param)
 
 
 @pytest.fixture
@@ -49,6 +59,8 @@ def prompts(kernels: str) -> list[Prompt]:
 
 @pytest.fixture
 def runner(checkpoint: Path, kernels: str) -> Iterator[_core.ModelRunner]:
+    if kernels != "cpu" and checkpoint.parent.name.startswith("mixed"):
+        pytest.skip("the CUDA backend has no such formats")
     runner = open_runner(checkpoint, kernels, threads=1)
     assert os.environ.get("RAPSHEE_CPU_ISA", "") in runner.description
     yield runner
