@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from rapshee_engine.pull import DEFAULT_MODEL, cache_folder, pull
+from rapshee_engine.cache import cache_folder
+from rapshee_engine.pull import DEFAULT_MODEL, pull
 from reference.devices import TEST_DEVICES, TEST_KERNELS
 
 # No test measures time, on however slow or busy a machine it runs.

@@ -27,6 +27,8 @@ def test_a_model_is_all_that_is_needed() -> None:
         ("device", None),
         ("dtype", "float64"),
         ("dtype", None),
+        ("quantize", "q5"),
+        ("quantize", "none"),
         ("load_format", "pickle"),
         ("max_num_seqs", 0),
         ("max_num_seqs", 4097),

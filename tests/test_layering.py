@@ -101,16 +101,17 @@ def test_confined_headers_stay_where_they_belong(path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------ Python
 
-BASE = {"errors", "files", "sampling_params", "config"}
+BASE = {"cache", "errors", "files", "sampling_params", "config"}
 
 # First part of a module's name inside the package -> the parts that it may import.
 PYTHON_MAY_IMPORT = {
+    "cache": set(),
     "errors": set(),
     "files": {"errors"},
     "sampling_params": {"errors"},
     "config": {"errors"},
     "package_index": {"errors"},
-    "pull": {"errors", "package_index"},
+    "pull": {"cache", "errors", "package_index"},
     "models": BASE | {"models"},
     "weights": BASE | {"models", "weights", "_core"},
     "tokenizer": BASE | {"tokenizer"},
@@ -142,7 +143,7 @@ ENGINE_ORDER = [
 # Nothing from here down touches arrays or native code.
 PURE_PYTHON_UP_TO = "scheduler"
 
-NATIVE_IMPORTERS = {"", "engine.runner", "weights.loader"}
+NATIVE_IMPORTERS = {"", "engine.runner", "weights.loader", "weights.quantize"}
 
 # What the server knows of the engine: requests go in, outputs come out.
 SERVER_KNOWS_OF_ENGINE = {"engine.async_engine", "engine.outputs", "engine.stats"}

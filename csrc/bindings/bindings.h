@@ -14,6 +14,7 @@ void register_model(pybind11::module_& m);
 void register_runner(pybind11::module_& m);
 void register_devices(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
+void register_quantize(pybind11::module_& m);
 void register_roofline(pybind11::module_& m);
 void register_sampling_ops(pybind11::module_& m);
 

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m) {
   register_devices(m);
   register_runner(m);
   register_ops(m);
+  register_quantize(m);
   register_roofline(m);
   register_sampling_ops(m);
 }

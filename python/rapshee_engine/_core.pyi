@@ -243,6 +243,17 @@ def available_memory(device: str) -> int:
 def usable_cores() -> int:
     """Physical cores that this process may use, by affinity and cgroup quota; at least 1."""
 
+def quantize_rows(
+    data: npt.NDArray[np.uint8],  # [rows * bytes of a row] in dtype
+    dtype: str,
+    cols: int,
+    *,
+    to: str,
+    threads: int,
+) -> npt.NDArray[np.uint8]:
+    """The rows as blocks of ``to``: ``q8_0``, or ``q4_1`` by a search for the least squared error.
+    The bytes depend on the numbers alone. Raises `WeightError` for what is not finite."""
+
 # Single operations of the CPU kernels on numpy arrays, for tests and benchmarks. `isa`: one of
 # ``build_info()["isas"]``, empty for the one in use.
 

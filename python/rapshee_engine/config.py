@@ -12,6 +12,7 @@ __all__ = ["EngineConfig"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(-emu)?(:\d+)?")
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
+_QUANTIZATIONS = ("q8", "q4")
 _LOAD_FORMATS = ("auto", "gguf", "safetensors", "dummy")
 _MOST = MappingProxyType(
     {
@@ -34,6 +35,9 @@ class EngineConfig:
         dtype: of unquantised weights and of the KV cache: ``auto``, ``bfloat16``, ``float32`` (CPU
             only) or ``float16`` (CUDA only). ``auto`` is float32 for a float32 checkpoint on CPU,
             else bfloat16. Quantised weights stay as they are.
+        quantize: None, or what the matrices of an unquantised checkpoint become: ``q8`` (Q8_0), or
+            ``q4`` (Q4_1; the embedding and the head Q8_0). They are made once and kept in
+            ``quantized/`` of the cache folder.
         load_format: ``auto`` (by what lies at the path), ``gguf``, ``safetensors``, or ``dummy``
             (the folder's ``config.json`` with random weights, for benchmarks; without a
             tokenizer beside it the engine takes token ids only, and completions have no
@@ -61,6 +65,7 @@ class EngineConfig:
     model: str
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     load_format: str = "auto"
     max_model_len: int | None = None
     kv_cache_memory_bytes: int | None = None
@@ -83,6 +88,8 @@ class EngineConfig:
             )
         _one_of("dtype", self.dtype, _DTYPES)
         _one_of("load_format", self.load_format, _LOAD_FORMATS)
+        if self.quantize is not None:
+            _one_of("quantize", self.quantize, _QUANTIZATIONS)
         for name in ("enable_prefix_caching", "deterministic"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")

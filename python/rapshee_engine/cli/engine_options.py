@@ -30,6 +30,11 @@ def add_engine_options(command: Any) -> None:
         "(%(default)s)",
     )
     group.add_argument(
+        "--quantize",
+        choices=("q8", "q4"),
+        help="make the matrices of an unquantised model 8 or 4 bits wide, once; kept in the cache",
+    )
+    group.add_argument(
         "--load-format",
         default="auto",
         choices=("auto", "gguf", "safetensors", "dummy"),
@@ -82,6 +87,7 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": options.device,
         "dtype": options.dtype,
+        "quantize": options.quantize,
         "load_format": options.load_format,
         "max_model_len": options.max_model_len,
         "kv_cache_memory_bytes": options.kv_cache_memory,

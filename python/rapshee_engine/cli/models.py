@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rapshee_engine.cache import cache_folder
 from rapshee_engine.errors import ConfigError
-from rapshee_engine.pull import DEFAULT_MODEL, cache_folder, pull
+from rapshee_engine.pull import DEFAULT_MODEL, pull
 
 __all__ = ["cache", "default_model", "existing_model"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rapshee_engine.cache import cache_folder
 from rapshee_engine.config import EngineConfig
 from rapshee_engine.engine.batch_builder import BatchBuilder
 from rapshee_engine.engine.input_processor import InputProcessor, Prompt
@@ -37,6 +39,7 @@ from rapshee_engine.tokenizer.gguf_vocab import chat_template_from_gguf, tokeniz
 from rapshee_engine.tokenizer.hf_folder import chat_template_from_folder, tokenizer_from_folder
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
 from rapshee_engine.weights.loader import Checkpoint, load_checkpoint
+from rapshee_engine.weights.quantized_cache import quantized
 
 __all__ = ["Engine", "RequestFailure"]
 
@@ -126,7 +129,7 @@ class Engine:
         tokenizer, template = _text_parts(config, checkpoint)
         return cls(
             config,
-            Runner(config, checkpoint),
+            _runner(config, checkpoint),
             tokenizer,
             max_position=checkpoint.config.max_position,
             eos_token_ids=frozenset(checkpoint.eos_token_ids),
@@ -401,6 +404,14 @@ def _max_model_len(asked: int | None, max_position: int) -> int:
             f"max_model_len ({asked}) is longer than the model's context ({max_position})"
         )
     return asked or max_position
+
+
+def _runner(config: EngineConfig, checkpoint: Checkpoint) -> Runner:
+    if config.quantize is None:
+        return Runner(config, checkpoint)
+    cache = cache_folder(os.environ)
+    with quantized(checkpoint, config.quantize, cache, config.threads) as low_bit:
+        return Runner(config, low_bit)
 
 
 def _text_parts(

@@ -23,7 +23,7 @@ from rapshee_engine.weights.tensor_info import (
     tensor_nbytes,
 )
 
-__all__ = ["GGUFFile", "read_gguf"]
+__all__ = ["TYPE_IDS", "GGUFFile", "read_gguf"]
 
 _MAGIC = b"GGUF"
 _VERSION = 3
@@ -64,6 +64,8 @@ _TENSOR_TYPES = MappingProxyType(
         30: "BF16",
     }
 )
+TYPE_IDS = MappingProxyType({name.lower(): kind for kind, name in _TENSOR_TYPES.items()})
+"""What the file calls a dtype."""
 # Known by name only so that a refusal can say what the file holds.
 _UNSUPPORTED_TYPES = MappingProxyType(
     {
