@@ -122,7 +122,7 @@ need_ceilings() { [[ -s $OUT/ceilings.jsonl ]] || ceilings; }
 
 kernels() {
   local kernel
-  local -A limits=([decode_attention]=140 [prefill_attention]=60 [linear]=140 [sampling]=80
+  local -A limits=([decode_attention]=140 [prefill_attention]=60 [linear]=190 [sampling]=80
     [elementwise]=60)
   need_ceilings
   for kernel in "${KERNELS[@]}"; do

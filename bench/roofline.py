@@ -31,6 +31,7 @@ __all__ = [
     "gpu_rms_norm",
     "gpu_rope_kv_write",
     "gpu_sampling",
+    "gpu_scale_logits",
     "linear",
     "model_step",
     "paged_attention",
@@ -306,9 +307,19 @@ def workload_seconds(
     return seconds
 
 
+# Where the layout on a GPU (csrc/backend/cuda/kernels/launchers.h) differs from the panels.
+_GPU_BLOCK_BYTES = {
+    "q5_0": 24, "q5_1": 24, "q2_k": 16, "q3_k": 16, "q4_k": 20, "q5_k": 24, "q6_k": 28,
+}  # fmt: skip
+
+
+def gpu_matrix_bytes(dtype: str, rows: int, cols: int) -> float:
+    return rows * cols / 32 * {**_BLOCK_BYTES, **_GPU_BLOCK_BYTES}[dtype]
+
+
 def gpu_linear(n: int, rows: int, cols: int, dtype: str) -> Cost:
     """n rows of halves times a matrix [rows, cols] of ``dtype``, to floats."""
-    nbytes = matrix_bytes(dtype, rows, cols) + n * (cols * _HALF + rows * _F32)
+    nbytes = gpu_matrix_bytes(dtype, rows, cols) + n * (cols * _HALF + rows * _F32)
     return Cost(nbytes, {"bf16": 2.0 * n * rows * cols})
 
 
@@ -326,9 +337,9 @@ def gpu_prefill_attention(tokens: int, heads: int, kv_heads: int, head_dim: int)
     return Cost(nbytes, {"bf16": 4.0 * tokens * (tokens + 1) / 2 * heads * head_dim})
 
 
-def gpu_rms_norm(rows: int, hidden: int, splits: int) -> Cost:
+def gpu_rms_norm(rows: int, hidden: int, splits: int, *, norms: int = 1) -> Cost:
     """The residual stream and ``splits`` partial sums read; the stream and halves written."""
-    return Cost(rows * hidden * ((2 + splits) * _F32 + _HALF) + hidden * _F32)
+    return Cost(rows * hidden * ((2 + splits) * _F32 + _HALF) + norms * hidden * _F32)
 
 
 def gpu_rope_kv_write(rows: int, heads: int, kv_heads: int, head_dim: int, splits: int) -> Cost:
@@ -338,12 +349,16 @@ def gpu_rope_kv_write(rows: int, heads: int, kv_heads: int, head_dim: int, split
 
 
 def gpu_embed(rows: int, hidden: int, dtype: str) -> Cost:
-    return Cost(matrix_bytes(dtype, rows, hidden) + rows * hidden * _F32)
+    return Cost(gpu_matrix_bytes(dtype, rows, hidden) + rows * hidden * _F32)
 
 
 def gpu_gated_activation(rows: int, size: int) -> Cost:
     """Two floats read and one half written for each output."""
     return Cost(rows * size * (2 * _F32 + _HALF))
+
+
+def gpu_scale_logits(rows: int, vocab_size: int) -> Cost:
+    return Cost(2 * rows * vocab_size * _F32)
 
 
 def gpu_sampling(rows: int, vocab_size: int, *, penalties: bool = False) -> Cost:

@@ -10,6 +10,7 @@ set(RAPSHEE_CUDA_HOST
   csrc/backend/cuda/cuda_backend.cpp
   csrc/backend/cuda/cuda_backend_step.cpp
   csrc/backend/cuda/cuda_weights.cpp
+  csrc/backend/cuda/row_packer.cpp
 )
 # cp.async and mma of bf16 came with 8.0; its code also runs, compiled by the driver, on devices
 # that have none of their own here.

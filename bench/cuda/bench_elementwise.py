@@ -18,14 +18,21 @@ from torch_peer import TorchPeer
 
 from gpu_report import GpuReport, add_gpu_options
 from rapshee_engine import _cuda_ops
-from roofline import gpu_embed, gpu_gated_activation, gpu_rms_norm, gpu_rope_kv_write
+from roofline import (
+    gpu_embed,
+    gpu_gated_activation,
+    gpu_rms_norm,
+    gpu_rope_kv_write,
+    gpu_scale_logits,
+)
 
 ROWS = [1, 64, 1024]
 HIDDEN = [4096, 1024]
 INTERMEDIATE = [14336, 3072]
-HEADS = [(32, 8, 128, False), (16, 8, 128, True)]  # heads, KV heads, head size, norms
+# Heads, KV heads, head size, norms: of each head, or of a row.
+HEADS = [(32, 8, 128, ""), (16, 8, 128, "norms"), (32, 8, 128, "row norms")]
 TABLES = [(128256, 4096), (151936, 1024)]
-SMALL = ([1, 5], [72], [40], [(4, 2, 16, True)], [(50, 64)])
+SMALL = ([1, 5], [72], [40], [(4, 2, 16, "norms"), (4, 2, 16, "row norms")], [(50, 64)])
 SPLITS = 2
 BLOCK_SIZE = 64
 EPS = 1e-6
@@ -100,6 +107,24 @@ def bench_norm(
     report.add(name, times, cost, torch_us=peer)
 
 
+def bench_both_norms(report: GpuReport, name: str, rows: int, hidden: int, repeats: int) -> None:
+    weight = normal(hidden)
+    *_, times = _cuda_ops.add_rms_norm(
+        normal(rows, hidden),
+        normal(SPLITS, rows, hidden),
+        weight,
+        post_weight=weight * 1e-3,
+        eps=EPS,
+        repeats=repeats,
+    )
+    report.add(name, times, gpu_rms_norm(rows, hidden, SPLITS, norms=2))
+
+
+def bench_scale_logits(report: GpuReport, name: str, rows: int, vocab: int, repeats: int) -> None:
+    _, times = _cuda_ops.scale_logits(normal(rows, vocab), softcap=30.0, repeats=repeats)
+    report.add(name, times, gpu_scale_logits(rows, vocab))
+
+
 def bench_activation(
     report: GpuReport, torch: TorchPeer, name: str, rows: int, size: int, repeats: int
 ) -> None:
@@ -120,15 +145,19 @@ def bench_rope(
     report: GpuReport,
     name: str,
     rows: int,
-    heads: tuple[int, int, int, bool],
+    heads: tuple[int, int, int, str],
     repeats: int,
 ) -> None:
-    num_heads, kv_heads, head_dim, has_norms = heads
+    num_heads, kv_heads, head_dim, norms = heads
     blocks = -(-rows // BLOCK_SIZE)
     cache = _cuda_ops.PagedCache(blocks, BLOCK_SIZE, kv_heads, head_dim)
     angles = normal(rows, head_dim // 2)
-    weight = normal(head_dim)
-    norms = {"q_norm": weight, "k_norm": weight, "eps": EPS} if has_norms else {}
+    options: dict[str, Any] = {}
+    if norms:
+        of_row = norms == "row norms"
+        sizes = (num_heads, kv_heads) if of_row else (1, 1)
+        q_norm, k_norm = (normal(head_dim * size) for size in sizes)
+        options = {"q_norm": q_norm, "k_norm": k_norm, "eps": EPS, "row_norm": of_row}
     slots = np.random.default_rng(0).permutation(blocks * BLOCK_SIZE)[:rows].astype(np.int64)
     _, times = cache.write(
         normal(SPLITS, rows, (num_heads + 2 * kv_heads) * head_dim),
@@ -136,7 +165,7 @@ def bench_rope(
         np.cos(angles),
         np.sin(angles),
         repeats=repeats,
-        **norms,
+        **options,
     )
     report.add(name, times, gpu_rope_kv_write(rows, num_heads, kv_heads, head_dim, SPLITS))
 
@@ -178,16 +207,23 @@ def main() -> int:
             name = f"add {SPLITS} partials + rms norm, {rows} x {hidden}"
             with report.attempt(name):
                 bench_norm(report, torch, name, rows, hidden, repeats)
+            name = f"norm {SPLITS} partials + add + rms norm, {rows} x {hidden}"
+            with report.attempt(name):
+                bench_both_norms(report, name, rows, hidden, repeats)
         for size in inner_sizes:
             name = f"gated activation, {rows} x {size}"
             with report.attempt(name):
                 bench_activation(report, torch, name, rows, size, repeats)
         for heads in head_shapes:
-            norms = ", norms" if heads[3] else ""
+            norms = f", {heads[3]}" if heads[3] else ""
             name = f"rope + cache write {heads[0]}/{heads[1]} x {heads[2]}{norms}, {rows} rows"
             with report.attempt(name):
                 bench_rope(report, name, rows, heads, repeats)
     for vocab, hidden in tables:
+        for rows in all_rows[:2]:  # a step samples no more than 256 rows at a time
+            name = f"scale logits, {rows} x {vocab}"
+            with report.attempt(name):
+                bench_scale_logits(report, name, rows, vocab, repeats)
         with report.attempt(f"embedding {vocab} x {hidden}: table"):
             weight = _cuda_ops.Weight("half", "bf16", vocab, hidden)
             weight.fill_random(1)

@@ -45,7 +45,8 @@ LAYERS = [
 ]
 ROWS = [1, 8, 64, 256, 1024]
 HEAD_ROWS = 256  # a step samples no more at a time
-DTYPES = ["bf16", "q8_0", "q4_0", "q4_1"]
+# Of those with one layout on the device (q4_k has q4_1's) one each, and how long their blocks are.
+BLOCKS = {"bf16": 1, "q8_0": 32, "q4_0": 32, "q4_1": 32, "q5_k": 256, "q6_k": 256}
 SMALL_LAYERS = [
     Layer("small qkv", (32, 16, 16), 256),
     Layer("small gate up", (48, 48), 160, is_gated=True),
@@ -79,8 +80,9 @@ def verify() -> None:
     error = np.abs(y - x.astype(float) @ matrix.T.astype(float))
     assert (error <= magnitude * 2**-18).all(), f"off by {(error / magnitude).max():.2g}"
     # Numbers of rows that go through each form of the kernel.
-    x = inputs(130, cols)
-    for dtype in DTYPES:
+    for dtype, block in BLOCKS.items():
+        cols = max(160, block)
+        x = inputs(130, cols)
         weight = _cuda_ops.PackedWeight.random(1, dtype, outputs, cols)
         (many,) = _cuda_ops.linear(x, [weight])
         assert np.isfinite(many).all()
@@ -138,7 +140,9 @@ def main() -> int:
             )
             for rows in chosen
         }
-        for dtype in DTYPES:
+        for dtype, block in BLOCKS.items():
+            if layer.cols % block:
+                continue
             with report.attempt(f"linear {layer.name} {dtype}: weights"):
                 weights = [
                     _cuda_ops.PackedWeight.random(1 + i, dtype, outputs, layer.cols)

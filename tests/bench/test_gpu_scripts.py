@@ -80,7 +80,7 @@ import bench_prefill_attention as prefill, bench_sampling as sampling
 names = [decode.name_of(s, b, c) for s in decode.SHAPES for b in decode.BATCHES
          for c in decode.CONTEXTS]
 names += [prefill.name_of(s, n) for s in prefill.SHAPES for n in prefill.LENGTHS]
-names += [linear.name_of(layer, d, n) for layer in linear.LAYERS for d in linear.DTYPES
+names += [linear.name_of(layer, d, n) for layer in linear.LAYERS for d in linear.BLOCKS
           for n in linear.ROWS]
 names += [sampling.name_of(n, v, k) for n in sampling.ROWS for v in sampling.VOCABS
           for k in sampling.KINDS]

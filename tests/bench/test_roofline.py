@@ -139,6 +139,7 @@ def test_costs_of_cuda_kernels() -> None:
         64 * 32 * 2 + 3 * (32 * 2 + 64 * 4), {"bf16": 2 * 3 * 64 * 32}
     )
     assert roofline.gpu_linear(1, 64, 32, "q4_1").nbytes == 64 * 20 + 32 * 2 + 64 * 4
+    assert roofline.gpu_linear(1, 64, 256, "q6_k").nbytes == 64 * 256 * 7 / 8 + 256 * 2 + 64 * 4
     decode = roofline.gpu_decode_attention(5, 100, heads=8, kv_heads=2, head_dim=16)
     assert decode == Cost(
         2 * 5 * 100 * 2 * 16 * 2 + 2 * 5 * 8 * 16 * 2, {"bf16": 4 * 5 * 100 * 8 * 16}
@@ -146,6 +147,8 @@ def test_costs_of_cuda_kernels() -> None:
     prefill = roofline.gpu_prefill_attention(10, heads=8, kv_heads=2, head_dim=16)
     assert prefill == Cost(2 * 10 * (8 + 2) * 16 * 2, {"bf16": 4 * 55 * 8 * 16})
     assert roofline.gpu_rms_norm(2, 10, splits=3).nbytes == 2 * 10 * (4 + 3 * 4 + 4 + 2) + 40
+    assert roofline.gpu_rms_norm(2, 10, splits=3, norms=2).nbytes == 2 * 10 * 22 + 80
+    assert roofline.gpu_scale_logits(3, 100) == Cost(2400)
     rope = roofline.gpu_rope_kv_write(3, heads=4, kv_heads=2, head_dim=8, splits=2)
     assert rope.nbytes == 3 * 8 * 8 * (2 * 4 + 2) + 3 * 8 * 4
     assert roofline.gpu_embed(3, 64, "bf16").nbytes == 3 * 64 * (2 + 4)

@@ -7,11 +7,21 @@ import numpy.typing as npt
 import pytest
 
 from rapshee_engine import _cuda_ops as cuda_ops
-from reference.cuda_weights import CHUNK_COLS, pack
+from reference.cuda_weights import CHUNK_COLS, PackedWeight, pack, unpack_parts
 from reference.linear import Blocks
-from reference.quant import decode, encode, round_trip
+from reference.quant import block_length, decode, encode, round_trip
 
 FORMATS = {"f32": "half", "f16": "half", "bf16": "half", "q8_0": "q8", "q4_0": "q4z", "q4_1": "q4m"}
+# Blocks that are taken apart first, with their bits a weight on the device.
+TAKEN_APART = {
+    "q5_0": ("q5m", 6),
+    "q5_1": ("q5m", 6),
+    "q2_k": ("q2m", 4),
+    "q3_k": ("q3", 4),
+    "q4_k": ("q4m", 5),
+    "q5_k": ("q5m", 6),
+    "q6_k": ("q6", 7),
+}
 HALVES = ["bf16", "f16"]
 
 Bytes = npt.NDArray[np.uint8]
@@ -51,6 +61,49 @@ def test_matrices(dtype: str, half: str) -> None:
         for rows in (1, 7, 8, 9, 33):
             if cols > 0:
                 assert_packed(tensor(rows, cols, dtype), dtype, rows, cols, half)
+
+
+@pytest.mark.parametrize("dtype", TAKEN_APART)
+def test_matrices_of_blocks_that_are_taken_apart(dtype: str) -> None:
+    """Scales and minimums are rounded to fp16, which those of q5_0 and q5_1 are already."""
+    format, bits = TAKEN_APART[dtype]
+    rounding = 0 if dtype.startswith("q5_") and dtype != "q5_k" else 2.0**-11
+    for rows, blocks in ((1, 1), (8, 3), (33, 5)):
+        cols = blocks * block_length(dtype)
+        data = tensor(rows, cols, dtype)
+        for slice_bytes in (1, 1 << 20):
+            weight = cuda_ops.PackedWeight(data, dtype, rows, cols, slice_bytes=slice_bytes)
+            assert (weight.format, weight.shape) == (format, (rows, cols))
+            packed = PackedWeight(format, "bf16", rows, cols, *weight.read())
+            scaled, minimums = unpack_parts(packed)
+            bound = rounding * (np.abs(scaled) + np.abs(minimums)) + 2.0**-24
+            exact = decode(data.tobytes(), dtype, (rows, cols)).astype(np.float64)
+            assert (np.abs(scaled + minimums - exact) <= bound).all()
+        if rows % 8 == 0 and cols % 128 == 0:
+            assert weight.nbytes * 8 == bits * rows * cols
+
+
+@pytest.mark.parametrize("dtype", TAKEN_APART)
+def test_codes_and_scales_lie_where_the_layout_says(dtype: str) -> None:
+    """Random bytes: every code occurs in every place, and scales of both signs."""
+    format, _ = TAKEN_APART[dtype]
+    rows, cols = 9, 2 * block_length(dtype)
+    data = np.random.default_rng(5).integers(0, 60, len(tensor(rows, cols, dtype))).astype(np.uint8)
+    packed = PackedWeight(
+        format, "bf16", rows, cols, *cuda_ops.PackedWeight(data, dtype, rows, cols).read()
+    )
+    scaled, minimums = unpack_parts(packed)
+    exact = decode(data.tobytes(), dtype, (rows, cols)).astype(np.float64)
+    bound = 2.0**-11 * (np.abs(scaled) + np.abs(minimums)) + 2.0**-24
+    assert (np.abs(scaled + minimums - exact) <= bound).all()
+
+
+def test_scales_beyond_the_range_are_refused() -> None:
+    block = np.zeros(210, np.uint8)
+    block[192:208] = 127
+    block[208:210] = np.array([1000], "<f2").view(np.uint8)
+    with pytest.raises(cuda_ops.WeightError, match="the scale 127000 of row 0 is beyond the range"):
+        cuda_ops.PackedWeight(block, "q6_k", 1, 256)
 
 
 @pytest.mark.parametrize("cols", [8, 24, 40, 136])
@@ -144,7 +197,7 @@ def test_values_at_the_end_of_the_range_are_taken() -> None:
         ("f32", 2, 0, "rows of 0 elements"),
         ("q8_0", 2, 40, "rows of 40 elements do not divide into q8_0 blocks"),
         ("f32", 0, 8, "0 rows, expected 1 to"),
-        ("q6_k", 2, 256, "the CUDA backend has no q6_k matrices"),
+        ("q6_k", 2, 128, "rows of 128 elements do not divide into q6_k blocks"),
     ],
 )
 def test_shapes_that_no_kernel_takes_are_refused(

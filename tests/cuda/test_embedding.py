@@ -9,7 +9,8 @@ import pytest
 from rapshee_engine import _cuda_ops as cuda_ops
 from reference.cuda_weights import PackedWeight, random_weight, unpack
 
-FORMATS = [("half", "bf16"), ("half", "f16"), ("q8", "bf16"), ("q4z", "bf16"), ("q4m", "bf16")]
+LOW_BIT = ["q8", "q4z", "q4m", "q2m", "q3", "q5m", "q6"]
+FORMATS = [("half", "bf16"), ("half", "f16"), *((format, "bf16") for format in LOW_BIT)]
 
 
 def upload(weight: PackedWeight) -> object:
@@ -46,7 +47,13 @@ def test_every_row_of_a_table(rows: int, format: str, half: str) -> None:
 
 @pytest.mark.parametrize(
     ("format", "half", "cols"),
-    [("half", "bf16", 1056), ("q8", "bf16", 2112), ("q4z", "f16", 4224), ("q4m", "f16", 4096)],
+    [
+        ("half", "bf16", 1056),
+        ("q8", "bf16", 2112),
+        ("q4z", "f16", 4224),
+        ("q4m", "f16", 4096),
+        ("q6", "bf16", 4224),
+    ],
 )
 def test_rows_that_several_blocks_share_and_a_real_size(format: str, half: str, cols: int) -> None:
     check(make(format, half, 5, cols), np.array([4, 1], np.int32))

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pytest
 
 from rapshee_engine import _cuda_ops as cuda_ops
+from reference.cuda_weights import PackedWeight, unpack_parts
 from reference.linear import Blocks
-from reference.quant import encode, round_trip
+from reference.quant import block_length, encode, round_trip
 
 # An mma adds sixteen products to a sum: 17 numbers, each cut off below 2^-23 of the largest, which
 # is at most the sum of magnitudes so far. Scales and minimums round twice for two such steps, a
@@ -32,6 +33,8 @@ FORMATS = ["f32", "q8_0", "q4_0", "q4_1"]  # f32: packed as halves
 ROWS = [0, 1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 128, 129]
 # Around the units of 128 columns, and the chunks and groups inside; low-bit rows are whole blocks.
 COLS = [8, 32, 40, 96, 128, 136, 264, 544]
+# Formats whose codes lie in planes or whose scales are those of 16 columns, one dtype each.
+PLANES = ["q2_k", "q3_k", "q5_0", "q6_k"]
 SHAPES = [(dtype, cols) for dtype in FORMATS for cols in COLS if dtype == "f32" or cols % 32 == 0]
 
 Floats = npt.NDArray[np.float32]
@@ -71,6 +74,11 @@ class Matrix:
             values = np.frombuffer(self.data, np.float32).reshape(self.rows, self.cols)
             halves = round_trip(values, self.half).astype(np.float64)
             return halves, np.abs(halves)
+        if self.dtype not in FORMATS:  # as the device has them: test_cuda_weights.py
+            bytes_ = self.packed.read()
+            packed = PackedWeight(self.packed.format, self.half, self.rows, self.cols, *bytes_)
+            scaled, minimums = unpack_parts(packed)
+            return scaled + minimums, np.abs(scaled) + np.abs(minimums)
         blocks = Blocks.parse(self.data, self.dtype, self.rows)
         magnitudes = np.abs(blocks.codes) * np.repeat(np.abs(blocks.scales), 32, axis=1)
         if blocks.minimums is not None:
@@ -223,6 +231,26 @@ def test_a_row_that_is_not_finite_stays_alone(n: int) -> None:
     assert not np.isfinite(got[0, [1, 2]]).any()
 
 
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("dtype", PLANES)
+def test_codes_in_planes(dtype: str, half: str) -> None:
+    """Every form, with a last unit that 5-bit codes alone leave half empty; the unit vectors give
+    the matrix."""
+    cols = 544 if dtype == "q5_0" else 512
+    for n, splits in ((3, 1), (9, 3), (70, 1), (70, 2)):
+        layer(65, cols, dtype, half).check(n, splits=splits)
+    matrix = Matrix(17, 256, dtype, half, biased=False)
+    expected = matrix.parts[0].astype(np.float32).T
+    unit = np.eye(256, dtype=np.float32)
+    for n in (8, 64, 130):
+        np.testing.assert_array_equal(Layer((matrix,)).run(unit[:n])[0], expected[:n])
+
+
+@pytest.mark.parametrize("dtype", ["q5_1", "q4_k", "q5_k"])
+def test_other_blocks(dtype: str) -> None:
+    layer(17, 2 * block_length(dtype), dtype).check(3)
+
+
 # ------------------------------------------------------------------------------------------- gated
 def silu(v: Doubles) -> Doubles:
     return v / (1 + np.exp(-v))
@@ -291,11 +319,28 @@ def test_gated_shapes(cols: int, outputs: int) -> None:
     gated(outputs, cols).check(3, x_stride=cols + 8)
 
 
+@pytest.mark.parametrize("dtype", PLANES)
+def test_gated_codes_in_planes(dtype: str) -> None:
+    for n in (3, 9, 65):
+        gated(33, 256, dtype).check(n)
+
+
 def test_a_real_gated_layer() -> None:
     gated(1536, 576, "q8_0").check(3)
 
 
 # -------------------------------------------------------------------------------------------- bits
+@pytest.mark.parametrize("dtype", PLANES)
+def test_a_row_of_planes_has_the_same_bits_in_every_batch(dtype: str) -> None:
+    x = inputs(129, 256)
+    some, both = layer(17, 256, dtype), gated(17, 256, dtype)
+    plain, gates = some.run(x)[0], both.run(x)
+    for n in (1, 9, 65):
+        np.testing.assert_array_equal(some.run(x[:n])[0], plain[:n])
+        np.testing.assert_array_equal(both.run(x[:n]), gates[:n])
+        np.testing.assert_array_equal(some.run(x[-n:])[0], plain[-n:])
+
+
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_a_row_has_the_same_bits_in_every_batch(dtype: str, half: str) -> None:

@@ -2,7 +2,8 @@
 independently of the C++ packing.
 
 A panel is 8 rows, a chunk of it 512 bytes: lane 4 g + t has 16 bytes with row g's pairs of columns
-(2t, 2t + 1) and (2t + 8, 2t + 9) of each 16.
+(2t, 2t + 1) and (2t + 8, 2t + 9) of each 16. Codes of 2, 3, 5 and 6 bits lie in planes of 4, 2 or 1
+bits instead, whose words are those of the 32 lanes side by side.
 """
 
 from __future__ import annotations
@@ -14,13 +15,31 @@ import numpy.typing as npt
 
 from reference.quant import round_trip
 
-__all__ = ["CHUNK_COLS", "PackedWeight", "num_scales", "pack", "random_weight", "unpack"]
+__all__ = [
+    "CHUNK_COLS",
+    "PackedWeight",
+    "num_scales",
+    "pack",
+    "random_weight",
+    "scale_group",
+    "unpack",
+    "unpack_parts",
+]
 
 PANEL_ROWS = 8
-SCALE_GROUP = 32  # columns that share a scale
-CHUNK_COLS = {"half": 32, "q8": 64, "q4z": 128, "q4m": 128}
+CHUNK_COLS = {"half": 32, "q8": 64} | dict.fromkeys(("q4z", "q4m", "q2m", "q3", "q5m", "q6"), 128)
 # Smallest and largest code of a format, as it is multiplied.
-_CODES = {"q8": (-128, 127), "q4z": (-8, 7), "q4m": (0, 15)}
+_CODES = {
+    "q8": (-128, 127),
+    "q4z": (-8, 7),
+    "q4m": (0, 15),
+    "q2m": (0, 3),
+    "q3": (-4, 3),
+    "q5m": (0, 31),
+    "q6": (-32, 31),
+}
+_MINIMUMS = ("q4m", "q2m", "q5m")
+_PLANES = {"q2m": (2,), "q3": (2, 1), "q5m": (4, 1), "q6": (4, 2)}  # bits, the low ones first
 
 Bytes = npt.NDArray[np.uint8]
 Doubles = npt.NDArray[np.float64]
@@ -31,9 +50,9 @@ class PackedWeight:
     """A matrix [rows, cols] in device layout.
 
     Attributes:
-        format: half, q8, q4z or q4m.
+        format: half, q8, q4z, q4m, q2m, q3, q5m or q6.
         half: bf16 or f16: the halves of the format half.
-        codes: u8 [panels, chunks, 512].
+        codes: u8 [panels, chunks, 512], in planes 128 bytes a bit.
         scales: u8 [panels, chunks, bytes of a chunk's scales], empty for the format half.
     """
 
@@ -45,9 +64,14 @@ class PackedWeight:
     scales: Bytes
 
 
-def num_scales(cols: int) -> int:
+def scale_group(format: str) -> int:
+    """Columns that share a scale."""
+    return 16 if format in ("q2m", "q3", "q6") else 32
+
+
+def num_scales(cols: int, format: str) -> int:
     """Groups of columns of a row that share a scale."""
-    return -(-cols // SCALE_GROUP)
+    return -(-cols // scale_group(format))
 
 
 def pack(
@@ -61,9 +85,9 @@ def pack(
 
     Args:
         codes: [rows, cols]; numbers (rounded to halves) for the format half, else integers as they
-            are multiplied: -128 to 127 (q8), -8 to 7 (q4z), 0 to 15 (q4m).
-        scales: [rows, num_scales(cols)], rounded to fp16; not for the format half.
-        minimums: the same, for q4m alone.
+            are multiplied, e.g. -128 to 127 (q8), -8 to 7 (q4z), 0 to 15 (q4m).
+        scales: [rows, num_scales(cols, format)], rounded to fp16; not for the format half.
+        minimums: the same, for q4m, q2m and q5m alone.
     """
     matrix = np.asarray(codes)
     rows, cols = matrix.shape
@@ -74,32 +98,43 @@ def pack(
     else:
         low, high = _CODES[format]
         assert ((matrix >= low) & (matrix <= high)).all()
-        assert (minimums is not None) == (format == "q4m")
+        assert (minimums is not None) == (format in _MINIMUMS)
         if format == "q8":
             words = _to_lanes(matrix.astype(np.int8).view(np.uint8), format)
+        elif format in _PLANES:
+            words = _join_planes(_to_lanes((matrix - low).astype(np.uint32), format), format)
         else:
             nibbles = (matrix + (8 if format == "q4z" else 0)).astype(np.uint32)
             words = _join_nibbles(_to_lanes(nibbles, format))
         parts = [np.asarray(scales)] + ([] if minimums is None else [np.asarray(minimums)])
         packed_scales = _pack_scales(np.stack(parts, axis=-1), format)
-    packed_codes = words.reshape(*words.shape[:2], 512)
+    packed_codes = words.reshape(*words.shape[:2], -1)
     return PackedWeight(format, half, rows, cols, packed_codes, packed_scales)
 
 
 def unpack(weight: PackedWeight) -> Doubles:
     """The matrix f64 [rows, cols] that the bytes stand for, exactly."""
-    lanes = weight.codes.reshape(*weight.codes.shape[:2], 32, 16)
     if weight.format == "half":
+        lanes = weight.codes.reshape(*weight.codes.shape[:2], 32, 16)
         return _half_values(_from_lanes(lanes.view("<u2"), weight), weight.half)
-    if weight.format == "q8":
-        codes = _from_lanes(lanes.view(np.int8), weight).astype(np.float64)
+    values, minimums = unpack_parts(weight)
+    return values + minimums
+
+
+def unpack_parts(weight: PackedWeight) -> tuple[Doubles, Doubles]:
+    """Scaled codes and minimums, each f64 [rows, cols], of a low-bit matrix."""
+    if weight.format in _PLANES:
+        lanes = _split_planes(weight)
     else:
-        codes = _from_lanes(_split_nibbles(lanes), weight).astype(np.float64)
-        codes -= 8 if weight.format == "q4z" else 0
+        lanes = weight.codes.reshape(*weight.codes.shape[:2], 32, 16)
+        lanes = lanes.view(np.int8) if weight.format == "q8" else _split_nibbles(lanes)
+    codes = _from_lanes(lanes, weight).astype(np.float64)
+    if weight.format != "q8":
+        codes += _CODES[weight.format][0]
     parts = _unpack_scales(weight)  # [rows, num_scales, 1 or 2]
-    spread = np.repeat(parts, SCALE_GROUP, axis=1)[:, : weight.cols]
-    values = codes * spread[..., 0]
-    return values + spread[..., 1] if weight.format == "q4m" else values
+    spread = np.repeat(parts, scale_group(weight.format), axis=1)[:, : weight.cols]
+    minimums = spread[..., 1] if weight.format in _MINIMUMS else np.zeros_like(codes)
+    return codes * spread[..., 0], minimums
 
 
 def random_weight(
@@ -112,9 +147,10 @@ def random_weight(
     low, high = _CODES[format]
     codes = random.integers(low, high + 1, (rows, cols))
     deviation = np.sqrt(12 / max(cols, 1)) / (high - low + 1)
-    shape = rows, num_scales(cols)
+    shape = rows, num_scales(cols, format)
     scales = deviation * random.uniform(0.5, 1.5, shape) * random.choice([-1, 1], shape)
-    minimums = -scales * random.uniform(5, 10, shape) if format == "q4m" else None
+    fraction = random.uniform(0.3, 0.7, shape)  # of the codes that lie below 0
+    minimums = -scales * high * fraction if format in _MINIMUMS else None
     return pack(format, half, codes, scales, minimums)
 
 
@@ -158,9 +194,41 @@ def _split_nibbles(lanes: Bytes) -> npt.NDArray[np.uint32]:
     return (words[..., None, None] >> _SHIFTS & np.uint32(15)).reshape(*lanes.shape[:3], 32)
 
 
+def _join_planes(lanes: npt.NDArray[np.generic], format: str) -> Bytes:
+    pairs = lanes.reshape(*lanes.shape[:3], 16, 2).astype(np.uint32)
+    planes, first = [], 0
+    for bits in _PLANES[format]:
+        codes = (pairs >> np.uint32(first) & np.uint32((1 << bits) - 1)).reshape(
+            *lanes.shape[:3], bits, 16 // bits, 2
+        )
+        words = (codes << _plane_shifts(bits)).sum(axis=(-1, -2), dtype=np.uint32)
+        side_by_side = np.ascontiguousarray(words.swapaxes(2, 3)).astype("<u4")
+        planes.append(side_by_side.reshape(*lanes.shape[:2], -1).view(np.uint8))
+        first += bits
+    return np.concatenate(planes, axis=2)
+
+
+def _split_planes(weight: PackedWeight) -> npt.NDArray[np.uint32]:
+    shape = weight.codes.shape[:2]
+    codes, first = np.zeros((*shape, 32, 32), np.uint32), 0
+    for bits in _PLANES[weight.format]:
+        plane = np.ascontiguousarray(weight.codes[:, :, 128 * first : 128 * (first + bits)])
+        words = plane.view("<u4").reshape(*shape, bits, 32).swapaxes(2, 3)[..., None, None]
+        part = words >> _plane_shifts(bits) & np.uint32((1 << bits) - 1)
+        codes |= part.reshape(codes.shape) << np.uint32(first)
+        first += bits
+    return codes
+
+
+def _plane_shifts(bits: int) -> npt.NDArray[np.uint32]:
+    """Of the pairs of a word: [pairs, 2]."""
+    first = bits * np.arange(16 // bits, dtype=np.uint32)
+    return np.stack([first, first + np.uint32(16)], axis=-1)
+
+
 def _pack_scales(parts: npt.NDArray[np.generic], format: str) -> Bytes:
     """[rows, groups, 1 or 2] -> [panels, chunks, bytes]."""
-    per_chunk = CHUNK_COLS[format] // SCALE_GROUP
+    per_chunk = CHUNK_COLS[format] // scale_group(format)
     rows, groups, numbers = parts.shape
     padded = np.pad(parts, ((0, -rows % PANEL_ROWS), (0, -groups % per_chunk), (0, 0)))
     panels, chunks = padded.shape[0] // PANEL_ROWS, padded.shape[1] // per_chunk
@@ -170,8 +238,8 @@ def _pack_scales(parts: npt.NDArray[np.generic], format: str) -> Bytes:
 
 
 def _unpack_scales(weight: PackedWeight) -> Doubles:
-    numbers = 2 if weight.format == "q4m" else 1
-    per_chunk = CHUNK_COLS[weight.format] // SCALE_GROUP
+    numbers = 2 if weight.format in _MINIMUMS else 1
+    per_chunk = CHUNK_COLS[weight.format] // scale_group(weight.format)
     panels, chunks = weight.scales.shape[:2]
     halves = weight.scales.view("<f2").astype(np.float64)
     split = halves.reshape(panels, chunks, PANEL_ROWS, per_chunk * numbers).transpose(0, 2, 1, 3)

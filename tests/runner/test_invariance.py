@@ -17,7 +17,7 @@ from reference.tiny_llama import make_config, make_weights, write_gguf_file
 
 # Of matrices, each with a family; together they take every way through the decoder.
 DTYPES = {"f32": "llama", "bf16": "qwen3", "q4_1": "llama", "q8_0": "llama", "mixed": "llama"}
-# Those of "mixed", whose rows are whole blocks of 256; CPU only.
+# Those of "mixed", whose rows are whole blocks of 256.
 MIXED = {
     "q_proj": "q5_0", "k_proj": "q5_1", "v_proj": "q6_k", "o_proj": "q5_k", "gate_proj": "q2_k",
     "up_proj": "q3_k",
@@ -59,8 +59,6 @@ def prompts(kernels: str) -> list[Prompt]:
 
 @pytest.fixture
 def runner(checkpoint: Path, kernels: str) -> Iterator[_core.ModelRunner]:
-    if kernels != "cpu" and checkpoint.parent.name.startswith("mixed"):
-        pytest.skip("the CUDA backend has no such formats")
     runner = open_runner(checkpoint, kernels, threads=1)
     assert os.environ.get("RAPSHEE_CPU_ISA", "") in runner.description
     yield runner

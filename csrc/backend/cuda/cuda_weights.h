@@ -93,8 +93,9 @@ class WeightUploader {
 };
 
 // Repacks a matrix; it is on the device when they return. F32, F16 and BF16 become `half`, in
-// panels or `plain`; low-bit blocks keep their codes and scales bit by bit. WeightError where the
-// kernels cannot serve the shape, or a value is beyond the range of `half`.
+// panels or `plain`; low-bit blocks keep their codes bit by bit, and their scales where these are
+// fp16; the scales of groups in blocks of 256 are rounded to fp16. WeightError where the kernels
+// cannot serve the shape, or a value is beyond the range of `half`, a scale beyond that of fp16.
 std::unique_ptr<CudaWeight> load_matrix(const WeightSource& source, HalfType half,
                                         WeightUploader& uploader, bool plain = false);
 std::unique_ptr<CudaVector> load_vector(const WeightSource& source, WeightUploader& uploader);

@@ -126,8 +126,9 @@ class PagedCache {
   // Random keys and values in every slot, uniform with a standard deviation of 0.18: for benchmarks
   // of caches that are too large to be written from the host.
   void fill_random(uint64_t seed) {
-    RAPSHEE_CHECK(k_.size() % cuda::kChunkBytes == 0, "fill_random: got ", k_.size(),
-                  " bytes of keys, expected a multiple of ", cuda::kChunkBytes);
+    RAPSHEE_CHECK(k_.size() % cuda::chunk_bytes(cuda::WeightFormat::kHalf) == 0,
+                  "fill_random: got ", k_.size(), " bytes of keys, expected a multiple of ",
+                  cuda::chunk_bytes(cuda::WeightFormat::kHalf));
     constexpr int kCols = cuda::chunk_cols(cuda::WeightFormat::kHalf);
     const auto rows = static_cast<int64_t>(k_.size() / (kCols * sizeof(uint16_t)));
     for (const DeviceMemory* memory : {&k_, &v_}) {

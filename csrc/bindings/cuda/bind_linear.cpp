@@ -34,7 +34,7 @@ HalfType parse_half(const std::string& half) {
 }
 
 const char* format_name(cuda::WeightFormat format) {
-  constexpr const char* kNames[] = {"half", "q8", "q4z", "q4m", "plain"};
+  constexpr const char* kNames[] = {"half", "q8", "q4z", "q4m", "q2m", "q3", "q5m", "q6", "plain"};
   return kNames[static_cast<size_t>(format)];
 }
 
@@ -83,7 +83,7 @@ class PackedWeight {
   const cuda::CudaWeight& weight() const { return *weight_; }
   HalfType half() const { return half_; }
 
-  // Codes u8 [panels, chunks, 512] and scales u8 [panels, chunks, bytes]; of plain weights codes
+  // Codes u8 [panels, chunks, bytes] and scales u8 [panels, chunks, bytes]; of plain weights codes
   // u8 [panels, 8, bytes of a row].
   py::tuple read() const {
     const CallStream stream;
@@ -99,7 +99,7 @@ class PackedWeight {
     const bool plain = view().format == cuda::WeightFormat::kPlain;
     return py::make_tuple(
         plain ? download(view().codes, cuda::kPanelRows, view().cols * int64_t{sizeof(uint16_t)})
-              : download(view().codes, view().num_chunks(), cuda::kChunkBytes),
+              : download(view().codes, view().num_chunks(), cuda::chunk_bytes(view().format)),
         download(view().scales, view().num_chunks(), cuda::chunk_scale_bytes(view().format)));
   }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/cuda/kernels/launchers.h"
@@ -40,7 +41,8 @@ inline py::array_t<float> download_halves(const CallStream& stream,
 // A packed weight (launchers.h) in device memory of its own: _cuda_ops.Weight.
 class DeviceWeight {
  public:
-  // format: half, q8, q4z, q4m or plain; half: bf16 or f16. Contents are undefined.
+  // format: half, q8, q4z, q4m, q2m, q3, q5m, q6 or plain; half: bf16 or f16. Contents are
+  // undefined.
   DeviceWeight(const std::string& format, const std::string& half, int64_t rows, int64_t cols)
       : half_(half_arg(half)) {
     RAPSHEE_CHECK(rows >= 0 && cols >= 0, "weight: got [", rows, ", ", cols,
@@ -77,13 +79,15 @@ class DeviceWeight {
 
  private:
   static cuda::WeightFormat format_arg(const std::string& format) {
-    if (format == "half") return cuda::WeightFormat::kHalf;
-    if (format == "q8") return cuda::WeightFormat::kQ8;
-    if (format == "q4z") return cuda::WeightFormat::kQ4Z;
-    if (format == "plain") return cuda::WeightFormat::kPlain;
-    RAPSHEE_CHECK(format == "q4m", "format: got '", format,
-                  "', expected half, q8, q4z, q4m or plain");
-    return cuda::WeightFormat::kQ4M;
+    using enum cuda::WeightFormat;
+    constexpr std::pair<const char*, cuda::WeightFormat> kFormats[] = {
+        {"half", kHalf}, {"q8", kQ8},   {"q4z", kQ4Z}, {"q4m", kQ4M},    {"q2m", kQ2M},
+        {"q3", kQ3},     {"q5m", kQ5M}, {"q6", kQ6},   {"plain", kPlain}};
+    for (const auto& [name, value] : kFormats) {
+      if (format == name) return value;
+    }
+    RAPSHEE_CHECK(false, "format: got '", format,
+                  "', expected half, q8, q4z, q4m, q2m, q3, q5m, q6 or plain");
   }
 
   void copy(const char* name, const py::object& value, cuda::DeviceMemory& to) {

@@ -1,14 +1,34 @@
 // Rows of a packed table as float, times a scale: the residual stream's beginning.
 //
-// Grid: (row, parts of a row); a thread unpacks the 16 bytes of one lane of the packing: 8, 16 or
-// 32 elements. Bytes: the row's codes and scales once, 4 bytes an element written. A step reads a
-// few rows of a table; the launch costs more than the bytes. Every element is computed alone.
+// Grid: (row, parts of a row); a thread unpacks what one lane of the packing has of a chunk: 8, 16
+// or 32 elements. Bytes: the row's codes and scales once, 4 bytes an element written. A step reads
+// a few rows of a table; the launch costs more than the bytes. Every element is computed alone.
 #include "backend/cuda/kernels/packed_weight.cuh"
 
 namespace rapshee::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+
+// The same of codes in planes.
+RAPSHEE_DEVICE void embed_planes(const EmbedArgs& args, const FormatInfo& info, int64_t row,
+                                 int64_t chunk, int t, const dev::Ptr<float>& x) {
+  const WeightView& w = args.table;
+  const packed::PlaneLane lane(w, info, row, chunk, t);
+  const packed::Slot slot{row, chunk * info.chunk_cols, t};
+  const dev::Ptr<const dev::F16> scales = packed::scales_at(w, row, chunk);
+  for (int pair = 0; pair < info.chunk_cols / 8; ++pair) {
+    const int64_t col = slot.column(pair);
+    if (col >= w.cols) return;
+    const int group = pair * 8 / info.group;
+    const float scale = dev::to_float(scales[info.minimum ? 2 * group : group]);
+    const float minimum = info.minimum ? dev::to_float(scales[2 * group + 1]) : 0.0f;
+    for (int i = 0; i < 2; ++i) {
+      const auto code = static_cast<float>(lane.code(pair, i) - info.zero);
+      x[col + i] = dev::fma(scale, code, minimum) * args.scale;
+    }
+  }
+}
 
 template <class T, bool kPlain>
 RAPSHEE_KERNEL(kThreads, 1)
@@ -25,6 +45,11 @@ embed_kernel(RAPSHEE_PARAM EmbedArgs args) {
   const int64_t r = dev::block().x;
   const int64_t row = dev::Ptr<const int32_t>(args.token_ids)[r];
   const dev::Ptr<float> x = dev::Ptr<float>(args.x) + r * w.cols;
+  if constexpr (!kPlain) {
+    if (const FormatInfo info = format_info(w.format); info.has_planes()) {
+      return embed_planes(args, info, row, chunk, t, x);
+    }
+  }
   const int64_t index =
       kPlain ? row * plain_slots + plain_slot : packed::slot_index(w, row, chunk, t);
   const auto slot = packed::slot_of<kPlain>(w, index);

@@ -1,6 +1,7 @@
 // Random weights made where they are used: element (row, col) is a function of the seed and its
 // index in the matrix, the one of model/random_weights.h for halves. Codes of low-bit formats are
-// uniform, their scales give the same variance, 1 / cols.
+// uniform, their scales give the same variance, 1 / cols; those in planes are keyed by their place
+// there.
 //
 // Grid: one thread for each 16 bytes of codes. Bytes: the weight, written once; bound by the
 // integer arithmetic of the generator. For benchmarks without a checkpoint.
@@ -24,6 +25,34 @@ RAPSHEE_DEVICE uint64_t counter_bits(uint64_t key, uint64_t counter) {
   return z ^ (z >> 31);
 }
 
+// 16 bytes of planes, all of whose bits are random; and where they begin a row of scales, those.
+RAPSHEE_DEVICE void fill_planes(const FillParams& params, int64_t index) {
+  const WeightView& w = params.weight;
+  const uint64_t low = counter_bits(params.seed, static_cast<uint64_t>(2 * index));
+  const uint64_t high = counter_bits(params.seed, static_cast<uint64_t>(2 * index + 1));
+  const dev::Ptr<std::byte> codes(const_cast<std::byte*>(w.codes));
+  dev::store16(codes + index * int64_t{sizeof(dev::Vec16)},
+               dev::Vec16{{static_cast<uint32_t>(low), static_cast<uint32_t>(low >> 32),
+                           static_cast<uint32_t>(high), static_cast<uint32_t>(high >> 32)}});
+  const FormatInfo info = format_info(w.format);
+  const int slots = info.chunk_bytes / static_cast<int>(sizeof(dev::Vec16));
+  const auto in_chunk = static_cast<int>(index % slots);
+  if (in_chunk >= kPanelRows) return;
+  const int64_t chunk_of_all = index / slots, row = chunk_of_all / w.num_chunks() * kPanelRows;
+  const bool exists = row + in_chunk < w.rows;
+  const auto codes_of = static_cast<float>(1 << (info.low_bits + info.high_bits));
+  const float scale =
+      dev::divide(dev::sqrt(dev::divide(12.0f, static_cast<float>(w.cols))), codes_of);
+  const int count = chunk_scales(w.format);
+  const dev::Ptr<dev::F16> to(const_cast<dev::F16*>(reinterpret_cast<const dev::F16*>(w.scales)));
+  for (int i = 0; i < count; ++i) {
+    const bool minimum = info.minimum && i % 2 == 1;
+    const float value = minimum ? -0.5f * (codes_of - 1.0f) * scale : scale;
+    to[(chunk_of_all * kPanelRows + in_chunk) * count + i] =
+        dev::from_float<dev::F16>(exists ? value : 0.0f);
+  }
+}
+
 template <class T, bool kPlain>
 RAPSHEE_KERNEL(kThreads, 1)
 fill_kernel(RAPSHEE_PARAM FillParams params) {
@@ -32,6 +61,9 @@ fill_kernel(RAPSHEE_PARAM FillParams params) {
   const WeightView& w = params.weight;
   const int64_t index = int64_t{dev::block().x} * kThreads + dev::thread();
   if (index >= params.slots) return;
+  if constexpr (!kPlain) {
+    if (format_info(w.format).has_planes()) return fill_planes(params, index);
+  }
   const auto slot = packed::slot_of<kPlain>(w, index);
   const auto bits = [&](int64_t col) {
     const bool exists = slot.row < w.rows && col < w.cols;

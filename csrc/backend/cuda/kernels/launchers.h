@@ -33,42 +33,73 @@ enum class HalfType : uint8_t { kBF16, kF16 };
 //          its first code in nibble j and its second in nibble j + 4; the code's zero is 8
 //   kQ4M   the same; the code's zero is 0, and a minimum is added
 //   kPlain no chunks: the panel's rows of halves one behind the other, as they were (gemv, gemm)
-// Scales (and minimums) are fp16, one for each row and 32 columns:
-//   kQ8    [panel][chunk][8 rows][2]
-//   kQ4Z   [panel][chunk][8 rows][4]
-//   kQ4M   [panel][chunk][8 rows][4][2]: scale, minimum
-enum class WeightFormat : uint8_t { kHalf, kQ8, kQ4Z, kQ4M, kPlain };
+// Codes of 2, 3, 5 and 6 bits lie in planes, the low bits in front of the high ones. A chunk has
+// 128 columns; a plane of b bits is b words of each lane, [word][32 lanes], word i for the 16 / b
+// pairs from 16 i / b on: pair j of them has its first code in the bits from b j on and its second
+// in those from b j + 16 on.
+//   kQ2M   2 bits; a minimum is added
+//   kQ3    2 bits and 1; the code's zero is 4
+//   kQ5M   4 bits and 1; a minimum is added
+//   kQ6    4 bits and 2; the code's zero is 32
+// Scales (and minimums) are fp16, one for each row and group of 32 columns, or of 16 (kQ2M, kQ3,
+// kQ6): [panel][chunk][8 rows][groups], with minimums [groups][2].
+enum class WeightFormat : uint8_t { kHalf, kQ8, kQ4Z, kQ4M, kQ2M, kQ3, kQ5M, kQ6, kPlain };
 
 inline constexpr int kPanelRows = 8;
-inline constexpr int kChunkBytes = 512;
-inline constexpr int kScaleGroup = 32;  // columns that share a scale
 
-constexpr bool has_halves(WeightFormat format) {
-  return format == WeightFormat::kHalf || format == WeightFormat::kPlain;
+struct FormatInfo {
+  int chunk_cols = 128;
+  int chunk_bytes = 512;            // of codes
+  int group = 32;                   // columns that share a scale; 0: there are none
+  bool minimum = false;             // beside each scale
+  int low_bits = 0, high_bits = 0;  // of the two planes; 0: no such plane
+  int zero = 0;                     // code of the weight 0, in planes
+
+  constexpr bool has_planes() const { return low_bits > 0; }
+};
+constexpr FormatInfo planes_of(int low_bits, int high_bits, int group, bool minimum, int zero) {
+  constexpr int kBytesOfBit = 128;  // of 8 rows and 128 columns
+  return {128, (low_bits + high_bits) * kBytesOfBit, group, minimum, low_bits, high_bits, zero};
 }
-constexpr int chunk_cols(WeightFormat format) {
-  return has_halves(format) ? 32 : format == WeightFormat::kQ8 ? 64 : 128;
-}
-// Bytes of the scales of one chunk of one panel.
-constexpr int chunk_scale_bytes(WeightFormat format) {
+constexpr FormatInfo format_info(WeightFormat format) {
   switch (format) {
     case WeightFormat::kHalf:
     case WeightFormat::kPlain:
-      return 0;
+      return {.chunk_cols = 32, .group = 0};
     case WeightFormat::kQ8:
-      return kPanelRows * 2 * 2;
+      return {.chunk_cols = 64};
     case WeightFormat::kQ4Z:
-      return kPanelRows * 4 * 2;
-    default:
-      return kPanelRows * 4 * 2 * 2;
+      return {};
+    case WeightFormat::kQ4M:
+      return {.minimum = true};
+    case WeightFormat::kQ2M:
+      return planes_of(2, 0, 16, true, 0);
+    case WeightFormat::kQ3:
+      return planes_of(2, 1, 16, false, 4);
+    case WeightFormat::kQ5M:
+      return planes_of(4, 1, 32, true, 0);
+    case WeightFormat::kQ6:
+      return planes_of(4, 2, 16, false, 32);
   }
+  return {};
+}
+constexpr int chunk_cols(WeightFormat format) { return format_info(format).chunk_cols; }
+constexpr int chunk_bytes(WeightFormat format) { return format_info(format).chunk_bytes; }
+// Halves of scales and minimums of one row of a chunk.
+constexpr int chunk_scales(WeightFormat format) {
+  const FormatInfo info = format_info(format);
+  return info.group == 0 ? 0 : info.chunk_cols / info.group * (info.minimum ? 2 : 1);
+}
+// Bytes of the scales of one chunk of one panel.
+constexpr int chunk_scale_bytes(WeightFormat format) {
+  return kPanelRows * 2 * chunk_scales(format);
 }
 
 struct WeightView {
   WeightFormat format = WeightFormat::kHalf;
   int64_t rows = 0, cols = 0;
-  const std::byte* codes = nullptr;   // [panels][chunks][512]; kPlain: [8 panels][cols] halves
-  const std::byte* scales = nullptr;  // null without scales
+  const std::byte* codes = nullptr;   // [panels][chunks][chunk_bytes]; kPlain: [8 panels][cols]
+  const std::byte* scales = nullptr;  // [panels][chunks][chunk_scale_bytes], null without scales
 
   constexpr int64_t num_panels() const { return (rows + kPanelRows - 1) / kPanelRows; }
   constexpr int64_t num_chunks() const {
@@ -76,7 +107,7 @@ struct WeightView {
   }
   constexpr size_t panel_code_bytes() const {
     const int64_t bytes = format == WeightFormat::kPlain ? kPanelRows * cols * 2  // of a half
-                                                         : num_chunks() * kChunkBytes;
+                                                         : num_chunks() * chunk_bytes(format);
     return static_cast<size_t>(bytes);
   }
   constexpr size_t code_bytes() const {

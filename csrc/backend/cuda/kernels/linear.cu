@@ -1,5 +1,5 @@
 // Linear layers: y = W x + b, and the gated pair out = act(G x + g) * (U x + u). What is common to
-// all weight formats; the kernel is linear_core.cuh's, compiled in linear_{half,q8,q4z,q4m}.cu.
+// all weight formats; the kernel is linear_core.cuh's, compiled in linear_*.cu.
 //
 // Bytes: each weight once a CTA column of tokens (once in all up to 64 rows), x and y. Operations:
 // 2 rows outputs cols. Up to about 200 rows of bf16 a layer is bound by the bytes of its weights on
@@ -12,11 +12,13 @@
 // asked for before the kernel before has ended.
 //
 //   tokens  weight rows  registers  shared memory  weights in flight on an SM: half, q8, q4 (CTAs)
-//   8       64           66-82      52-72 KB       144, 128, 95 KB (3)
-//   64      64           163-186    82-98 KB       80, 60, 27 KB (2)
+//   8       64           66-84      52-72 KB       144, 128, 95 KB (3)
+//   64      64           157-186    82-98 KB       80, 60, 27 KB (2)
 //   128     128          255        82-98 KB       64, 51, 18 KB (2)
-// Registers are ptxas's for sm_80 and sm_90a, without spills; CTAs those of compute capability 9.0.
-// An SM of an H200 needs about 25 KB in flight: its share of 4.8 TB/s for 700 ns.
+// Codes in planes are put together from shared memory for each 32 columns; scales of 16 columns
+// take a multiplication by each after one mma instead of two. Registers are ptxas's for sm_80 and
+// sm_90a, without spills; CTAs those of compute capability 9.0. An SM of an H200 needs about 25 KB
+// in flight: its share of 4.8 TB/s for 700 ns.
 //
 // Determinism: an output is summed by one warp in the order of K, whatever the form. Where K is
 // split (a function of the layer's shape, linear_splits), few rows leave their splits to the
@@ -71,6 +73,14 @@ void launch(WeightFormat format, const Params& params, HalfType half, Stream str
       return linear_core::launch_q4z(params, half, stream);
     case WeightFormat::kQ4M:
       return linear_core::launch_q4m(params, half, stream);
+    case WeightFormat::kQ2M:
+      return linear_core::launch_q2m(params, half, stream);
+    case WeightFormat::kQ3:
+      return linear_core::launch_q3(params, half, stream);
+    case WeightFormat::kQ5M:
+      return linear_core::launch_q5m(params, half, stream);
+    case WeightFormat::kQ6:
+      return linear_core::launch_q6(params, half, stream);
     case WeightFormat::kPlain:
       RAPSHEE_CHECK(false, "linear: got a plain weight, expected one in panels");
   }

@@ -3,15 +3,19 @@
 // and the gated pair go through linear_kernel; its forms differ in how many tokens and weight rows
 // travel together, never in what one output adds up:
 //   unquantised  one accumulator an output, an mma for each 16 columns
-//   low-bit      the integer codes are exact in both half types: two mma sum a group of 32 columns,
-//                then acc = fma(scale, sum, acc), and with a minimum acc = fma(minimum, sum of x,
-//                acc), where the sum of x is an mma with a row of ones
+//   low-bit      the integer codes are exact in both half types: one or two mma sum a group of 16
+//   or
+//                32 columns, then acc = fma(scale, sum, acc), and with a minimum acc = fma(minimum,
+//                sum of x, acc), where the sum of x is an mma with a row of ones
 // Past the end of K, weights and x are zeros up to a whole unit.
 #pragma once
+
+#include <type_traits>
 
 #include "backend/cuda/kernels/activation.cuh"
 #include "backend/cuda/kernels/device.cuh"
 #include "backend/cuda/kernels/launchers.h"
+#include "backend/cuda/kernels/linear_operands.cuh"
 
 namespace rapshee::cuda::linear_core {
 
@@ -48,6 +52,10 @@ void launch_half(const Params& params, HalfType half, Stream stream);
 void launch_q8(const Params& params, HalfType half, Stream stream);
 void launch_q4z(const Params& params, HalfType half, Stream stream);
 void launch_q4m(const Params& params, HalfType half, Stream stream);
+void launch_q2m(const Params& params, HalfType half, Stream stream);
+void launch_q3(const Params& params, HalfType half, Stream stream);
+void launch_q5m(const Params& params, HalfType half, Stream stream);
+void launch_q6(const Params& params, HalfType half, Stream stream);
 
 // How a CTA's work is cut. Tokens are columns of B that share every weight load.
 //   8 tokens    bound by the bytes of the weights: most of the shared memory holds weights in
@@ -75,7 +83,7 @@ struct Stage {
   static constexpr int kChunks = kCols / kChunkCols;
   static constexpr int kUnits = kCols / 8;  // of 16 bytes in a row of x
   static constexpr int kXBytes = F::kTokens * kCols * 2;
-  static constexpr int kPanelBytes = kChunks * kChunkBytes;
+  static constexpr int kPanelBytes = kChunks * chunk_bytes(kFormat);
   static constexpr int kCodeBytes = kWarps * F::kPanels * kPanelBytes;
   static constexpr int kPanelScaleBytes = kChunks * chunk_scale_bytes(kFormat);
   static constexpr int kScaleBytes = kWarps * F::kPanels * kPanelScaleBytes;
@@ -85,85 +93,6 @@ struct Stage {
   static constexpr size_t kSharedBytes = size_t{kStages} * kBytes;
   static_assert(kStages >= 2);
 };
-
-// ------------------------------------------------------------------------------------- operands
-// Four int8 codes, the pairs (0, 1) and (2, 3), as exact halves.
-template <class T>
-struct ByteCodes;
-template <>
-struct ByteCodes<dev::F16> {
-  // 1024 + (code + 128) has the code's bits at the end of its fraction.
-  RAPSHEE_DEVICE static void expand(uint32_t word, uint32_t& low, uint32_t& high) {
-    constexpr uint32_t k1024 = 0x64646464u, k1152 = 0x64806480u;
-    const uint32_t biased = word ^ 0x80808080u;
-    low = dev::sub2<dev::F16>(dev::permute_bytes(biased, k1024, 0x4140), k1152);
-    high = dev::sub2<dev::F16>(dev::permute_bytes(biased, k1024, 0x4342), k1152);
-  }
-};
-template <>
-struct ByteCodes<dev::Bf16> {
-  // bf16 has 7 bits of fraction: the same in float, 2^23 + (code + 128), then packed.
-  RAPSHEE_DEVICE static float value(uint32_t biased, uint32_t selector) {
-    return dev::bits_to_float(dev::permute_bytes(biased, 0x4b000000u, selector)) - 8388736.0f;
-  }
-  RAPSHEE_DEVICE static void expand(uint32_t word, uint32_t& low, uint32_t& high) {
-    const uint32_t biased = word ^ 0x80808080u;
-    low = dev::pack2<dev::Bf16>(value(biased, 0x7440), value(biased, 0x7441));
-    high = dev::pack2<dev::Bf16>(value(biased, 0x7442), value(biased, 0x7443));
-  }
-};
-
-// A half pair whose fraction ends in the bits of a small integer added to it: 1024 in f16, 128 in
-// bf16.
-template <class T>
-constexpr uint32_t kIntegerBase = 0x43004300u;
-template <>
-inline constexpr uint32_t kIntegerBase<dev::F16> = 0x64006400u;
-
-template <class T>
-constexpr uint32_t kOnes = 0x3f803f80u;
-template <>
-inline constexpr uint32_t kOnes<dev::F16> = 0x3c003c00u;
-
-// Pair j of a word of 4-bit codes less the code's zero, as exact halves.
-template <class T, WeightFormat kFormat>
-RAPSHEE_DEVICE uint32_t nibble_pair(uint32_t word, int j) {
-  constexpr uint32_t kZero = kFormat == WeightFormat::kQ4Z ? 0x00080008u : 0u;
-  const uint32_t biased = (word >> (4 * j) & 0x000f000fu) | kIntegerBase<T>;
-  return dev::sub2<T>(biased, kIntegerBase<T> + kZero);
-}
-
-// Words of a lane's 16 bytes that hold a group of 32 columns.
-constexpr int group_words(WeightFormat format) { return 4 * kScaleGroup / chunk_cols(format); }
-
-// Operand A of k16 step `step` of the group in the first words: rows of the first panel, rows of
-// the second.
-template <class T, WeightFormat kFormat>
-RAPSHEE_DEVICE void fragment(const dev::Vec16& first, const dev::Vec16& second, int step,
-                             uint32_t (&a)[4]) {
-  if constexpr (kFormat == WeightFormat::kHalf) {
-    a[0] = first.word[2 * step];
-    a[2] = first.word[2 * step + 1];
-    a[1] = second.word[2 * step];
-    a[3] = second.word[2 * step + 1];
-  } else if constexpr (kFormat == WeightFormat::kQ8) {
-    ByteCodes<T>::expand(first.word[step], a[0], a[2]);
-    ByteCodes<T>::expand(second.word[step], a[1], a[3]);
-  } else {
-    a[0] = nibble_pair<T, kFormat>(first.word[0], 2 * step);
-    a[2] = nibble_pair<T, kFormat>(first.word[0], 2 * step + 1);
-    a[1] = nibble_pair<T, kFormat>(second.word[0], 2 * step);
-    a[3] = nibble_pair<T, kFormat>(second.word[0], 2 * step + 1);
-  }
-}
-
-// Moves the words of the next group to the front, so that a loop over groups need not be unrolled.
-template <WeightFormat kFormat>
-RAPSHEE_DEVICE void next_group(dev::Vec16& codes) {
-  constexpr int kWords = group_words(kFormat);
-  RAPSHEE_UNROLL
-  for (int i = 0; i + kWords < 4; ++i) codes.word[i] = codes.word[i + kWords];
-}
 
 // --------------------------------------------------------------------------------- shared memory
 // The x of a CTA: rows [first, first + F::kTokens) of x. Units of 16 bytes are swizzled by their
@@ -224,7 +153,9 @@ struct TokenTile {
 // them.
 template <class F, class S, WeightFormat kFormat>
 struct PanelTile {
+  static constexpr int kChunkBytes = chunk_bytes(kFormat);
   static constexpr int kScaleUnits = S::kPanelScaleBytes / 16;  // of a panel in a stage
+  static constexpr int kScaleRounds = (F::kPanels * kScaleUnits + 31) / 32;  // of 16 bytes a lane
 
   const Params& params;
   int matrix;  // of linear layers
@@ -245,12 +176,14 @@ struct PanelTile {
     for (int i = 0; i < F::kPanels; ++i) {
       codes[i] = dev::Ptr<const std::byte>(of(i).codes) + index(i) * kChunkBytes + 16 * dev::lane();
     }
-    if constexpr (kScaleUnits > 0) {
-      static_assert(F::kPanels * kScaleUnits <= 32);
-      const int i = dev::lane() / kScaleUnits % F::kPanels;
-      scales = dev::Ptr<const std::byte>(of(i).scales) + index(i) * chunk_scale_bytes(kFormat) +
-               16 * (dev::lane() % kScaleUnits);
-    }
+    if constexpr (kScaleRounds == 1) scales = scales_of(dev::lane());
+  }
+
+  // The 16 bytes `unit` of the scales of the warp's panels in the first stage.
+  RAPSHEE_DEVICE dev::Ptr<const std::byte> scales_of(int unit) const {
+    const int i = unit / kScaleUnits % F::kPanels;
+    return dev::Ptr<const std::byte>(of(i).scales) + index(i) * chunk_scale_bytes(kFormat) +
+           16 * (unit % kScaleUnits);
   }
 
   // Of panel i of the warp: its matrix, its place there, and that of its first chunk.
@@ -265,10 +198,9 @@ struct PanelTile {
   // The row of its matrix that this lane has of panel i.
   RAPSHEE_DEVICE int row(int i) const { return panel(i) * kPanelRows + dev::lane() / 4; }
 
-  RAPSHEE_DEVICE static dev::SharedPtr<std::byte> codes_at(int slot, int i, int chunk) {
+  RAPSHEE_DEVICE static dev::SharedPtr<std::byte> chunk_at(int slot, int i, int chunk) {
     const int at = (dev::warp() * F::kPanels + i) * S::kPanelBytes + chunk * kChunkBytes;
-    return dev::shared<std::byte>(static_cast<size_t>(slot) * S::kBytes) +
-           (S::kXBytes + at + 16 * dev::lane());
+    return dev::shared<std::byte>(static_cast<size_t>(slot) * S::kBytes) + (S::kXBytes + at);
   }
   RAPSHEE_DEVICE static dev::SharedPtr<std::byte> scales_at(int slot, int byte) {
     const int at = dev::warp() * F::kPanels * S::kPanelScaleBytes + byte;
@@ -284,31 +216,36 @@ struct PanelTile {
       RAPSHEE_UNROLL
       for (int c = 0; c < S::kChunks; ++c) {
         const bool valid = first + c < num_chunks;
-        dev::cp_async16_stream(codes_at(slot, i, c),
-                               codes[i] + (valid ? (first + c) * kChunkBytes : 0), valid);
+        RAPSHEE_UNROLL
+        for (int at = 0; at < kChunkBytes; at += 32 * 16) {
+          if (at + 16 * dev::lane() >= kChunkBytes) continue;
+          dev::cp_async16_stream(chunk_at(slot, i, c) + (at + 16 * dev::lane()),
+                                 codes[i] + (valid ? (first + c) * kChunkBytes + at : 0), valid);
+        }
       }
     }
     if constexpr (kScaleUnits > 0) {
-      constexpr int kBytes = chunk_scale_bytes(kFormat);
-      if (dev::lane() >= F::kPanels * kScaleUnits) return;
-      const bool valid = first + 16 * (dev::lane() % kScaleUnits) / kBytes < num_chunks;
-      dev::cp_async16_stream(scales_at(slot, 16 * dev::lane()),
-                             scales + (valid ? first * kBytes : 0), valid);
+      RAPSHEE_UNROLL
+      for (int round = 0; round < kScaleRounds; ++round) {
+        constexpr int kBytes = chunk_scale_bytes(kFormat);
+        const int unit = 32 * round + dev::lane();
+        if (unit >= F::kPanels * kScaleUnits) continue;
+        const bool valid = first + 16 * (unit % kScaleUnits) / kBytes < num_chunks;
+        // Of several rounds, the pointers would take too many registers.
+        const auto from = kScaleRounds == 1 ? scales : scales_of(unit);
+        dev::cp_async16_stream(scales_at(slot, 16 * unit), from + (valid ? first * kBytes : 0),
+                               valid);
+      }
     }
   }
 
-  // The lane's scale (and minimum) of panel i, a chunk of the stage and 32 columns of the chunk.
-  RAPSHEE_DEVICE static dev::Float2 scale(int slot, int i, int chunk, int group) {
+  // The lane's scales (and minimums) of panel i, a chunk of the stage and 32 columns of the chunk.
+  RAPSHEE_DEVICE static void load_scales(int slot, int i, int chunk, int group,
+                                         GroupScales<kFormat>& to) {
     constexpr int kRowBytes = chunk_scale_bytes(kFormat) / kPanelRows;
-    constexpr int kGroupBytes = kRowBytes / (S::kChunkCols / kScaleGroup);
-    const dev::SharedPtr<std::byte> at =
-        scales_at(slot, i * S::kPanelScaleBytes + chunk * chunk_scale_bytes(kFormat) +
-                            dev::lane() / 4 * kRowBytes + group * kGroupBytes);
-    if constexpr (kFormat == WeightFormat::kQ4M) {
-      return dev::unpack2<dev::F16>(*dev::cast<const uint32_t>(at));
-    } else {
-      return {dev::to_float(*dev::cast<const dev::F16>(at)), 0.0f};
-    }
+    to.load(scales_at(slot, i * S::kPanelScaleBytes + chunk * chunk_scale_bytes(kFormat) +
+                                dev::lane() / 4 * kRowBytes +
+                                group * GroupScales<kFormat>::kBytes));
   }
 };
 
@@ -316,64 +253,99 @@ struct PanelTile {
 // One group of 32 columns: adds the products of the warp's rows with a run of token tiles.
 template <class T, WeightFormat kFormat, class F>
 RAPSHEE_DEVICE void multiply_group(const uint32_t (&a)[F::kRowTiles][2][4], const uint32_t (&b)[4],
-                                   const dev::Float2 (&scales)[F::kPanels],
+                                   const GroupScales<kFormat> (&scales)[F::kPanels],
                                    float (&acc)[F::kRowTiles][F::kTiles][4], int tile) {
-  const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+  const uint32_t steps[2][2] = {{b[0], b[1]}, {b[2], b[3]}};
   if constexpr (kFormat == WeightFormat::kHalf) {
     RAPSHEE_UNROLL
     for (int mt = 0; mt < F::kRowTiles; ++mt) {
-      dev::mma<T>(acc[mt][tile], a[mt][0], b0);
-      dev::mma<T>(acc[mt][tile], a[mt][1], b1);
+      dev::mma<T>(acc[mt][tile], a[mt][0], steps[0]);
+      dev::mma<T>(acc[mt][tile], a[mt][1], steps[1]);
     }
   } else {
-    constexpr bool kMinimum = kFormat == WeightFormat::kQ4M;
-    [[maybe_unused]] float x_sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    if constexpr (kMinimum) {
-      const uint32_t ones[4] = {kOnes<T>, kOnes<T>, kOnes<T>, kOnes<T>};
-      dev::mma<T>(x_sum, ones, b0);
-      dev::mma<T>(x_sum, ones, b1);
-    }
+    constexpr bool kMinimum = format_info(kFormat).minimum;
+    constexpr int kCount = GroupScales<kFormat>::kCount, kSteps = 2 / kCount;  // of one scale
     RAPSHEE_UNROLL
-    for (int mt = 0; mt < F::kRowTiles; ++mt) {
-      float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-      dev::mma<T>(sum, a[mt][0], b0);
-      dev::mma<T>(sum, a[mt][1], b1);
+    for (int part = 0; part < kCount; ++part) {
+      [[maybe_unused]] float x_sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+      if constexpr (kMinimum) {
+        const uint32_t ones[4] = {kOnes<T>, kOnes<T>, kOnes<T>, kOnes<T>};
+        RAPSHEE_UNROLL
+        for (int s = 0; s < kSteps; ++s) dev::mma<T>(x_sum, ones, steps[part + s]);
+      }
       RAPSHEE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const dev::Float2& scale = scales[2 * mt + i / 2];
-        float& y = acc[mt][tile][i];
-        y = dev::fma(scale.x, sum[i], y);
-        if constexpr (kMinimum) y = dev::fma(scale.y, x_sum[i % 2], y);
+      for (int mt = 0; mt < F::kRowTiles; ++mt) {
+        float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        RAPSHEE_UNROLL
+        for (int s = 0; s < kSteps; ++s) dev::mma<T>(sum, a[mt][part + s], steps[part + s]);
+        RAPSHEE_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const GroupScales<kFormat>& of = scales[2 * mt + i / 2];
+          float& y = acc[mt][tile][i];
+          y = dev::fma(of.scale[part], sum[i], y);
+          if constexpr (kMinimum) y = dev::fma(of.minimum[part], x_sum[i % 2], y);
+        }
       }
     }
   }
 }
+
+// The operands A of one group after the other of a chunk.
+template <class T, WeightFormat kFormat, class F, class S>
+class ChunkCodes {
+  using Panels = PanelTile<F, S, kFormat>;
+  static constexpr bool kPlanes = format_info(kFormat).has_planes();
+
+ public:
+  RAPSHEE_DEVICE ChunkCodes(int slot, int chunk) : slot_(slot), chunk_(chunk) {
+    if constexpr (!kPlanes) {
+      RAPSHEE_UNROLL
+      for (int i = 0; i < F::kPanels; ++i) {
+        codes_[i] = dev::load16(Panels::chunk_at(slot, i, chunk) + 16 * dev::lane());
+      }
+    }
+  }
+
+  RAPSHEE_DEVICE void next(int group, uint32_t (&a)[F::kRowTiles][2][4]) {
+    if constexpr (kPlanes) {
+      RAPSHEE_UNROLL
+      for (int i = 0; i < F::kPanels; ++i) {
+        codes_[i] = plane_words<kFormat>(Panels::chunk_at(slot_, i, chunk_), group);
+      }
+    }
+    RAPSHEE_UNROLL
+    for (int mt = 0; mt < F::kRowTiles; ++mt) {
+      fragment<T, kFormat>(codes_[2 * mt], codes_[2 * mt + 1], 0, a[mt][0]);
+      fragment<T, kFormat>(codes_[2 * mt], codes_[2 * mt + 1], 1, a[mt][1]);
+    }
+    if constexpr (!kPlanes) {
+      RAPSHEE_UNROLL
+      for (int i = 0; i < F::kPanels; ++i) next_group<kFormat>(codes_[i]);
+    }
+  }
+
+ private:
+  int slot_, chunk_;
+  std::conditional_t<kPlanes, PlaneWords, dev::Vec16> codes_[F::kPanels];
+};
 
 // Adds the products of a stage.
 template <class T, WeightFormat kFormat, class F, class S>
 RAPSHEE_DEVICE void multiply_stage(const TokenTile<F, S, T>& tokens, int slot,
                                    float (&acc)[F::kRowTiles][F::kTiles][4]) {
   using Panels = PanelTile<F, S, kFormat>;
-  constexpr int kGroups = S::kChunkCols / kScaleGroup;  // of a chunk
+  constexpr int kGroups = S::kChunkCols / kGroupCols;  // of a chunk
   RAPSHEE_UNROLL
   for (int chunk = 0; chunk < S::kChunks; ++chunk) {
-    dev::Vec16 codes[F::kPanels];
-    RAPSHEE_UNROLL
-    for (int i = 0; i < F::kPanels; ++i) {
-      codes[i] = dev::load16(Panels::codes_at(slot, i, chunk));
-    }
+    ChunkCodes<T, kFormat, F, S> codes(slot, chunk);
     RAPSHEE_UNROLL_BY(F::kTiles == 1 ? kGroups : 1)
     for (int group = 0; group < kGroups; ++group) {
       uint32_t a[F::kRowTiles][2][4];
-      dev::Float2 scales[F::kPanels];
-      RAPSHEE_UNROLL
-      for (int mt = 0; mt < F::kRowTiles; ++mt) {
-        fragment<T, kFormat>(codes[2 * mt], codes[2 * mt + 1], 0, a[mt][0]);
-        fragment<T, kFormat>(codes[2 * mt], codes[2 * mt + 1], 1, a[mt][1]);
-      }
+      codes.next(group, a);
+      GroupScales<kFormat> scales[F::kPanels];
       if constexpr (kFormat != WeightFormat::kHalf) {
         RAPSHEE_UNROLL
-        for (int i = 0; i < F::kPanels; ++i) scales[i] = Panels::scale(slot, i, chunk, group);
+        for (int i = 0; i < F::kPanels; ++i) Panels::load_scales(slot, i, chunk, group, scales[i]);
       }
       RAPSHEE_UNROLL
       for (int run = 0; run < F::kTiles; run += F::kTogether) {
@@ -388,8 +360,6 @@ RAPSHEE_DEVICE void multiply_stage(const TokenTile<F, S, T>& tokens, int slot,
           multiply_group<T, kFormat, F>(a, b[i], scales, acc, run + i);
         }
       }
-      RAPSHEE_UNROLL
-      for (int i = 0; i < F::kPanels; ++i) next_group<kFormat>(codes[i]);
     }
   }
 }

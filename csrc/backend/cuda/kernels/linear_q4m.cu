@@ -1,5 +1,5 @@
-// Linear layers (linear.cu) of 4-bit codes with a scale and a minimum (GGUF Q4_1): a file of its
-// own, as compilers take long for its six kernels.
+// Linear layers (linear.cu) of 4-bit codes with a scale and a minimum (GGUF Q4_1, Q4_K): a file of
+// its own, as compilers take long for its six kernels.
 #include "backend/cuda/kernels/linear_core.cuh"
 
 namespace rapshee::cuda::linear_core {

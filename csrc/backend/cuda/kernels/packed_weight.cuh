@@ -53,11 +53,43 @@ RAPSHEE_DEVICE int64_t slot_index(const WeightView& w, int64_t row, int64_t chun
   return (row / kPanelRows * w.num_chunks() + chunk) * 32 + row % kPanelRows * 4 + t;
 }
 
-// First scale of the slot's row in its chunk: halves, with minimums two for each 32 columns.
+// First scale of the slot's row in its chunk: halves, with minimums two for each group of columns.
 RAPSHEE_DEVICE dev::Ptr<const dev::F16> scales_at(const WeightView& w, int64_t row, int64_t chunk) {
-  const int64_t bytes = (row / kPanelRows * w.num_chunks() + chunk) * chunk_scale_bytes(w.format) +
-                        row % kPanelRows * (chunk_scale_bytes(w.format) / kPanelRows);
+  const int64_t row_bytes = chunk_scale_bytes(w.format) / kPanelRows;
+  const int64_t bytes =
+      ((row / kPanelRows * w.num_chunks() + chunk) * kPanelRows + row % kPanelRows) * row_bytes;
   return dev::cast<const dev::F16>(dev::Ptr<const std::byte>(w.scales) + bytes);
 }
+
+// Codes in planes: the lane of row `row` in a chunk with the pairs of `t`.
+class PlaneLane {
+ public:
+  RAPSHEE_DEVICE PlaneLane(const WeightView& w, const FormatInfo& info, int64_t row, int64_t chunk,
+                           int t)
+      : words_(dev::cast<const uint32_t>(dev::Ptr<const std::byte>(w.codes) +
+                                         (row / kPanelRows * w.num_chunks() + chunk) *
+                                             info.chunk_bytes)),
+        info_(info),
+        lane_(static_cast<int>(row % kPanelRows) * 4 + t) {}
+
+  // First (0) or second (1) code of a pair.
+  RAPSHEE_DEVICE int code(int pair, int which) const {
+    const int low = bits(0, info_.low_bits, pair, which);
+    if (info_.high_bits == 0) return low;
+    return low | bits(info_.low_bits, info_.high_bits, pair, which) << info_.low_bits;
+  }
+
+ private:
+  // Of a plane of `count` bits whose first word is `first`.
+  RAPSHEE_DEVICE int bits(int first, int count, int pair, int which) const {
+    const int pairs = 16 / count;  // of a word
+    const uint32_t word = words_[(first + pair / pairs) * 32 + lane_];
+    return static_cast<int>(word >> (count * (pair % pairs) + 16 * which) & ((1u << count) - 1));
+  }
+
+  dev::Ptr<const uint32_t> words_;
+  const FormatInfo& info_;
+  int lane_;
+};
 
 }  // namespace rapshee::cuda::packed
