@@ -101,3 +101,22 @@ def test_long_values_are_cut_in_messages() -> None:
     with pytest.raises(WeightFileError) as caught:
         fields(size="x" * 100_000).integer("size", 1, 9)
     assert len(str(caught.value)) < 400
+
+
+def test_caps() -> None:
+    f = fields(cap=30, off=None)
+    assert f.cap("cap", 50.0) == 30.0
+    assert f.cap("off", 50.0) == 0.0
+    assert f.cap("absent", 50.0) == 50.0
+    with pytest.raises(WeightFileError, match="cap must be a number from"):
+        fields(cap=0).cap("cap", 50.0)
+
+
+def test_lists_of_numbers() -> None:
+    assert fields(factors=[1, 2.5]).positives("factors", 2) == [1.0, 2.5]
+
+
+@pytest.mark.parametrize("value", [None, 1.0, [], [1.0], [1.0, 0.0], [1.0, "2"], [1.0, True], {}])
+def test_lists_of_numbers_are_checked(value: Any) -> None:
+    with pytest.raises(WeightFileError, match=r"factors (must be a list of 2 numbers|is missing)"):
+        fields(factors=value).positives("factors", 2)

@@ -11,8 +11,24 @@ from hypothesis import strategies as st
 from rapshee_engine.errors import UnsupportedModelError, WeightFileError
 from rapshee_engine.models.config import LayerConfig, ModelConfig
 from rapshee_engine.models.hf_config import config_from_hf
+from rapshee_engine.models.hf_families import HF_FAMILIES
+from rapshee_engine.models.known_keys import HF_HONOURED
 from reference.golden import TinyLlamaCase, tiny_llama_cases
+from reference.tiny_families import FAMILIES, family_config
 from reference.tiny_llama import make_config
+
+ANYTHING = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.lists(st.integers(0, 1), max_size=6)
+    | st.dictionaries(st.sampled_from(["factor", "rope_type", "rope_theta"]), st.floats())
+    | st.sampled_from(["dynamic", "linear", "yarn"]).flatmap(
+        lambda kind: st.fixed_dictionaries({"rope_type": st.just(kind), "factor": st.floats(0.1)})
+    )
+)
 
 
 def from_hf(**changes: Any) -> ModelConfig:
@@ -249,26 +265,21 @@ def test_refuses_impossible_values(changes: dict[str, Any], reason: str) -> None
     assert caught.value.file == "config.json"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
-    model_type=st.sampled_from(["llama", "mistral", "qwen3"]),
-    changes=st.dictionaries(
-        st.sampled_from(
-            [*sorted(make_config()), "layer_types", "max_window_layers", "use_sliding_window"]
-        ),
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats()
-        | st.text(max_size=4)
-        | st.lists(st.integers(), max_size=2),
-        min_size=1,
-        max_size=3,
-    ),
+    model_type=st.sampled_from(FAMILIES),
+    keys=st.data(),
+    context_length=st.none() | st.integers(1, 1 << 31),
 )
-def test_any_values_are_accepted_or_refused(model_type: str, changes: dict[str, Any]) -> None:
+def test_any_values_are_accepted_or_refused(
+    model_type: str, keys: st.DataObject, context_length: int | None
+) -> None:
+    family = HF_FAMILIES[model_type]
+    known = sorted(HF_HONOURED | family.keys | family.neutral.keys())
+    changes = keys.draw(st.dictionaries(st.sampled_from(known), ANYTHING, min_size=1, max_size=3))
+    config = {**family_config(model_type), **changes, "model_type": model_type}
     try:
-        config = from_hf(**{"model_type": model_type, **changes})
+        result = config_from_hf(config, "config.json", context_length=context_length)
     except (WeightFileError, UnsupportedModelError):
         return
-    assert np.isfinite(config.ropes[0].inv_freq).all()
+    assert all(np.isfinite(rope.inv_freq).all() for rope in result.ropes)

@@ -17,7 +17,13 @@ from reference.gguf_writer import write_gguf
 from reference.llama import inv_freq
 from reference.tiny_llama import interleave, make_config
 
-__all__ = ["FAMILIES", "family_config", "family_weights", "write_family_gguf"]
+__all__ = [
+    "FAMILIES",
+    "family_config",
+    "family_weights",
+    "gguf_metadata",
+    "write_family_gguf",
+]
 
 Floats = npt.NDArray[np.float32]
 Weights = dict[str, Floats]
@@ -190,7 +196,7 @@ def write_family_gguf(
         tensors[_gguf_name(name, config)] = (dtype if array.ndim > 1 else "f32", array)
     for name, factors in _rope_factors(config).items():
         tensors[name] = ("f32", np.asarray(factors, dtype=np.float32))
-    return write_gguf(path, _metadata(config), tensors)
+    return write_gguf(path, gguf_metadata(config), tensors)
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
@@ -256,7 +262,7 @@ def _rope_metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
+def gguf_metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     architecture = _architecture(config)
     keys = {
         "block_count": config["num_hidden_layers"],

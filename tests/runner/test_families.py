@@ -24,7 +24,7 @@ NAMED = {"ids": lambda case: case.name}
 # Of a log-probability: at most in float32; on average with all in bfloat16, whose golden is the
 # unrounded model's.
 LARGEST_ERROR = 1e-3
-MEAN_ERROR_BF16 = 0.1
+MEAN_ERROR_BF16 = 0.05
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> Doubles:

@@ -13,6 +13,7 @@ from rapshee_engine.weights.gguf import GGUFFile, read_gguf
 from rapshee_engine.weights.loader import Checkpoint, load_checkpoint
 from reference.gguf_writer import write_gguf
 from reference.quant import decode
+from reference.tiny_families import family_config, family_weights, write_family_gguf
 from reference.tiny_llama import (
     make_config,
     make_weights,
@@ -256,3 +257,37 @@ def test_rope_factors_are_checked(tmp_path: Path, dtype: str, shape: tuple[int, 
     with pytest.raises(WeightFileError, match="must be f32 with one dimension") as caught:
         load_checkpoint(path)
     assert caught.value.tensor == "rope_freqs.weight"
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q4_0", "q8_0"])
+def test_tensors_of_several_matrices_are_shared_out(tmp_path: Path, dtype: str) -> None:
+    config = family_config("phi3", num_key_value_heads=1)
+    weights = family_weights(config, seed=0)
+    path = write_family_gguf(tmp_path / "model.gguf", config, weights, dtype)
+    checkpoint = load_checkpoint(path)
+    stored = stored_weights(weights, dtype)
+    qkv = stored["model.layers.1.self_attn.qkv_proj.weight"]
+    gate_up = stored["model.layers.1.mlp.gate_up_proj.weight"]
+    for name, expected in (
+        ("q", qkv[:64]), ("k", qkv[64:80]), ("v", qkv[80:]),
+        ("gate", gate_up[:96]), ("up", gate_up[96:]),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(read_entry(checkpoint, f"layers.1.{name}.weight"), expected)
+    assert checkpoint.weight_bytes == sum(
+        tensor.nbytes for tensor in read_gguf(path).tensors.values()
+    )
+
+
+def test_the_context_reaches_the_configuration(tmp_path: Path) -> None:
+    longrope = {"rope_type": "longrope", "long_factor": [2.0] * 8, "short_factor": [1.0] * 8}
+    config = family_config("phi3", original_max_position_embeddings=64, rope_scaling=longrope)
+    weights = family_weights(config, seed=0)
+    for path in (
+        write_hf_folder(tmp_path / "model", config, weights),
+        write_family_gguf(tmp_path / "model.gguf", config, weights),
+    ):
+        short, long = (load_checkpoint(path, context_length=n).config.ropes for n in (64, 65))
+        np.testing.assert_allclose(np.divide(short[0].inv_freq, long[0].inv_freq), 2.0)
+        assert load_checkpoint(path).config.ropes == long
+    folder = load_checkpoint(tmp_path / "model", "dummy", context_length=64)
+    assert folder.config.ropes[0].inv_freq == short[0].inv_freq

@@ -137,7 +137,8 @@ class GgufRope:
     def _yarn(self, theta: float, rotated_dim: int) -> tuple[FloatArray, float]:
         fields = self.fields
         if theta <= 1:
-            raise fields.invalid("rope.freq_base", "above 1")
+            reason = f"{fields.path_of('rope.freq_base')} must be above 1 with yarn, got {theta:g}"
+            raise WeightFileError(fields.source, reason)
         factor = fields.positive("rope.scaling.factor")
         inv_freq = yarn_inv_freq(
             theta,

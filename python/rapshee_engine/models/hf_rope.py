@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from rapshee_engine.errors import WeightFileError
 from rapshee_engine.models.config import RopeConfig
 from rapshee_engine.models.fields import Fields
 from rapshee_engine.models.limits import MAX_CONTEXT, rope_config, unchecked
@@ -187,7 +188,8 @@ class HfRope:
     def _yarn(self, rotated_dim: int) -> tuple[FloatArray, float]:
         rope = self.rope
         if self.theta <= 1:
-            raise rope.invalid("rope_theta", "above 1")
+            reason = f"rope_theta must be above 1 with yarn, got {self.theta:g}"
+            raise WeightFileError(rope.source, reason)
         factor = self._factor()
         # Zero counts as absent for all of these.
         optional = {
