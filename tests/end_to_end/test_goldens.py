@@ -11,7 +11,7 @@ from rapshee_engine import LLM, SamplingParams, _core
 from reference.devices import TEST_KERNELS, is_emulated
 from reference.golden import GoldenText, TinyLlamaCase, smollm2_goldens, tiny_llama_cases
 from reference.steps import Chunk, make_runner, make_step
-from reference.tiny_llama import make_weights, write_hf_folder
+from reference.tiny_llama import make_weights, write_gguf_file, write_hf_folder
 
 ISAS = _core.build_info()["isas"]
 FAST_KERNELS = [
@@ -57,6 +57,20 @@ def test_tiny_checkpoints_in_float32(
     weights = make_weights(case.config, case.seed)
     runner = make_runner(write_hf_folder(tmp_path, case.config, weights))
     logprobs = all_logprobs(runner, case.token_ids, chunk)
+    runner.close()
+    assert np.abs(logprobs - log_softmax(case.logits.astype(np.float64))).max() <= 1e-3
+
+
+@pytest.mark.parametrize(
+    "case",
+    # A qwen3 file says nothing of windows.
+    [case for case in tiny_llama_cases() if case.name != "qwen3_window"],
+    ids=lambda case: case.name,
+)
+def test_tiny_gguf_files_in_float32(case: TinyLlamaCase, tmp_path: Path) -> None:
+    weights = make_weights(case.config, case.seed)
+    runner = make_runner(write_gguf_file(tmp_path / "tiny.gguf", case.config, weights))
+    logprobs = all_logprobs(runner, case.token_ids, 7)
     runner.close()
     assert np.abs(logprobs - log_softmax(case.logits.astype(np.float64))).max() <= 1e-3
 

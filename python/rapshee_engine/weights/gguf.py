@@ -23,7 +23,7 @@ from rapshee_engine.weights.tensor_info import (
     tensor_nbytes,
 )
 
-__all__ = ["TYPE_IDS", "GGUFFile", "read_gguf"]
+__all__ = ["TENSOR_TYPES", "TYPE_IDS", "GGUFFile", "read_gguf"]
 
 _MAGIC = b"GGUF"
 _VERSION = 3
@@ -47,7 +47,7 @@ _SCALAR_CODES = MappingProxyType(
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
-_TENSOR_TYPES = MappingProxyType(
+TENSOR_TYPES = MappingProxyType(
     {
         0: "F32",
         1: "F16",
@@ -64,8 +64,11 @@ _TENSOR_TYPES = MappingProxyType(
         30: "BF16",
     }
 )
-TYPE_IDS = MappingProxyType({name.lower(): kind for kind, name in _TENSOR_TYPES.items()})
+"""Number of a tensor type in a file -> its name, which in lower case is the dtype."""
+
+TYPE_IDS = MappingProxyType({name.lower(): kind for kind, name in TENSOR_TYPES.items()})
 """What the file calls a dtype."""
+
 # Known by name only so that a refusal can say what the file holds.
 _UNSUPPORTED_TYPES = MappingProxyType(
     {
@@ -278,10 +281,10 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
     # The file lists the innermost dimension first.
     shape = tuple(reversed([cursor.u64() for _ in range(num_dims)]))
     kind, offset = cursor.u32(), cursor.u64()
-    type_name = _TENSOR_TYPES.get(kind)
+    type_name = TENSOR_TYPES.get(kind)
     if type_name is None:
         refused = _UNSUPPORTED_TYPES.get(kind, f"type {kind}")
-        supported = ", ".join(_TENSOR_TYPES.values())
+        supported = ", ".join(TENSOR_TYPES.values())
         raise cursor.error(f"{refused} is not supported; supported: {supported}", name)
     dtype = type_name.lower()
     try:

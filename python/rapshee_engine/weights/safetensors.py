@@ -16,13 +16,14 @@ from rapshee_engine.errors import WeightFileError
 from rapshee_engine.files import open_regular, parse_json_object, short_repr
 from rapshee_engine.weights.tensor_info import TensorInfo, check_no_overlap, tensor_nbytes
 
-__all__ = ["read_safetensors"]
+__all__ = ["SAFETENSORS_DTYPES", "read_safetensors"]
 
 _LENGTH_BYTES = 8
 # A parsed header takes up to 25 times its bytes. 10^5 tensors, an expert model in one file, need 10
 # MiB; the reference implementation's limit is 100 MB.
 _MAX_HEADER_BYTES = 32 << 20
-_DTYPES = MappingProxyType({"F32": "f32", "F16": "f16", "BF16": "bf16"})
+SAFETENSORS_DTYPES = MappingProxyType({"F32": "f32", "F16": "f16", "BF16": "bf16"})
+"""The format's name of a dtype -> ours."""
 
 
 def read_safetensors(path: str | Path) -> Mapping[str, TensorInfo]:
@@ -83,11 +84,12 @@ def _tensor_info(file: str, name: str, entry: Any, data_start: int, file_size: i
         raise WeightFileError(
             file, "its entry must hold exactly dtype, shape and data_offsets", tensor=name
         )
-    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = SAFETENSORS_DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
+        supported = ", ".join(SAFETENSORS_DTYPES)
         raise WeightFileError(
             file,
-            f"dtype {short_repr(entry['dtype'])} is not supported; supported: {', '.join(_DTYPES)}",
+            f"dtype {short_repr(entry['dtype'])} is not supported; supported: {supported}",
             tensor=name,
         )
     shape = _integers(file, name, "shape", entry["shape"])
