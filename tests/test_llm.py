@@ -211,3 +211,20 @@ def test_random_weights_need_a_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(make_config()))
     with pytest.raises(ConfigError, match=r"has no model\.safetensors"):
         LLM(model=str(tmp_path))
+
+
+def test_a_dynamic_rotation_reaches_as_far_as_it_is_asked_to(tmp_path: Path) -> None:
+    config = make_config(rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    (tmp_path / "config.json").write_text(json.dumps(config))  # trained on 256 tokens
+    long = {"prompt_token_ids": [5] * 300}
+
+    def load(max_model_len: int | None) -> LLM:
+        return LLM(str(tmp_path), load_format="dummy", device="cpu", max_model_len=max_model_len)
+
+    with load(400) as llm:
+        (output,) = llm.generate(long, params(max_tokens=1, ignore_eos=True), use_tqdm=False)
+        assert len(output.outputs[0].token_ids) == 1
+    with load(None) as llm, pytest.raises(InvalidRequestError, match="256 tokens"):
+        llm.generate(long, params(), use_tqdm=False)
+    with pytest.raises(ConfigError, match=r"max_model_len \(513\).*context \(512\)"):
+        load(513)

@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rapshee_engine.errors import UnsupportedModelError, WeightFileError
 from rapshee_engine.models.config import LayerConfig, ModelConfig
 from rapshee_engine.models.gguf_config import config_from_gguf
+from rapshee_engine.models.gguf_families import GGUF_FAMILIES
+from rapshee_engine.models.gguf_rope import ROPE_FACTORS
 from rapshee_engine.models.hf_config import config_from_hf
+from rapshee_engine.models.known_keys import GGUF_HARMLESS, GGUF_HONOURED
+from reference.tiny_families import FAMILIES, family_config, gguf_metadata
 from reference.tiny_llama import make_config
 
 
@@ -21,7 +27,7 @@ def from_hf(**changes: Any) -> ModelConfig:
 SHAPES = {"token_embd.weight": (160, 64)}
 
 
-def gguf_metadata(**changes: Any) -> dict[str, Any]:
+def llama_metadata(**changes: Any) -> dict[str, Any]:
     """``llama.*`` keys with dots written as two underscores."""
     metadata = {
         "general.architecture": "llama",
@@ -45,7 +51,7 @@ def from_gguf(
     **changes: Any,
 ) -> ModelConfig:
     return config_from_gguf(
-        metadata or gguf_metadata(**changes),
+        metadata or llama_metadata(**changes),
         tensor_shapes=shapes or SHAPES,
         rope_factors=rope_factors or {},
         source="model.gguf",
@@ -82,7 +88,7 @@ def test_tensors_decide_biases_and_tying() -> None:
 
 
 def gguf_qwen3(**changes: Any) -> ModelConfig:
-    metadata = gguf_metadata(**changes)
+    metadata = llama_metadata(**changes)
     renamed = {key.replace("llama.", "qwen3."): value for key, value in metadata.items()}
     return from_gguf({**renamed, "general.architecture": "qwen3"})
 
@@ -138,7 +144,7 @@ def test_rope_factors() -> None:
 
 
 def test_other_namespaces_are_ignored() -> None:
-    metadata = {**gguf_metadata(), "general.file_type": 3, "quantize.imatrix.file": "x"}
+    metadata = {**llama_metadata(), "general.file_type": 3, "quantize.imatrix.file": "x"}
     assert from_gguf(metadata) == from_gguf()
 
 
@@ -146,11 +152,11 @@ def test_other_namespaces_are_ignored() -> None:
     ("metadata", "named"),
     [
         ({"general.architecture": "gemma3n"}, "general.architecture = 'gemma3n'"),
-        (gguf_metadata(rope__scaling__type="ntk"), "llama.rope.scaling.type = 'ntk'"),
-        (gguf_metadata(expert_count=8), "llama.expert_count = 8"),
-        (gguf_metadata(attention__value_length=8), "llama.attention.value_length = 8"),
-        (gguf_metadata(logit_scale=0.5), "llama.logit_scale = 0.5 is not known"),
-        (gguf_metadata(tensor_data_layout="other"), "llama.tensor_data_layout = 'other'"),
+        (llama_metadata(rope__scaling__type="ntk"), "llama.rope.scaling.type = 'ntk'"),
+        (llama_metadata(expert_count=8), "llama.expert_count = 8"),
+        (llama_metadata(attention__value_length=8), "llama.attention.value_length = 8"),
+        (llama_metadata(logit_scale=0.5), "llama.logit_scale = 0.5 is not known"),
+        (llama_metadata(tensor_data_layout="other"), "llama.tensor_data_layout = 'other'"),
     ],
 )
 def test_refuses_by_name(metadata: dict[str, Any], named: str) -> None:
@@ -190,6 +196,50 @@ def test_refuses_impossible_values(changes: dict[str, Any], reason: str) -> None
 
 
 def test_vocabulary_must_fit_the_embedding() -> None:
-    metadata = {**gguf_metadata(), "tokenizer.ggml.tokens": ["x"] * 159}
+    metadata = {**llama_metadata(), "tokenizer.ggml.tokens": ["x"] * 159}
     with pytest.raises(WeightFileError, match="has 160 rows, the tokenizer 159 tokens"):
         from_gguf(metadata)
+
+
+ANYTHING = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.lists(st.booleans(), max_size=8)
+    | st.sampled_from(["linear", "yarn", "longrope", "none"])
+)
+FACTORS = st.dictionaries(
+    st.sampled_from(ROPE_FACTORS), st.lists(st.floats(), min_size=7, max_size=8), max_size=2
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    model_type=st.sampled_from(FAMILIES),
+    keys=st.data(),
+    factors=FACTORS,
+    context_length=st.none() | st.integers(1, 1 << 31),
+)
+def test_any_values_are_accepted_or_refused(
+    model_type: str,
+    keys: st.DataObject,
+    factors: dict[str, list[float]],
+    context_length: int | None,
+) -> None:
+    plain = gguf_metadata(family_config(model_type))
+    architecture = plain["general.architecture"]
+    known = sorted(GGUF_HONOURED | GGUF_HARMLESS | GGUF_FAMILIES[architecture].keys)
+    changes = keys.draw(st.dictionaries(st.sampled_from(known), ANYTHING, min_size=1, max_size=3))
+    try:
+        result = config_from_gguf(
+            plain | {f"{architecture}.{key}": value for key, value in changes.items()},
+            tensor_shapes={"token_embd.weight": (96, 64)},
+            rope_factors=factors,
+            source="model.gguf",
+            context_length=context_length,
+        )
+    except (WeightFileError, UnsupportedModelError):
+        return
+    assert all(np.isfinite(rope.inv_freq).all() for rope in result.ropes)
