@@ -13,10 +13,11 @@ import pytest
 from rapshee_engine import _core
 from reference.devices import is_emulated
 from reference.steps import BLOCK_SIZE, Chunk, make_runner, make_step
+from reference.tiny_families import family_config, family_weights, write_family_gguf
 from reference.tiny_llama import make_config, make_weights, write_gguf_file
 
 # Of matrices, each with a family; together they take every way through the decoder.
-DTYPES = {"f32": "llama", "bf16": "qwen3", "q4_1": "llama", "q8_0": "llama", "mixed": "llama"}
+DTYPES = {"f32": "olmo2", "bf16": "qwen3", "q4_1": "gemma2", "q8_0": "granite", "mixed": "llama"}
 # Those of "mixed", whose rows are whole blocks of 256.
 MIXED = {
     "q_proj": "q5_0", "k_proj": "q5_1", "v_proj": "q6_k", "o_proj": "q5_k", "gate_proj": "q2_k",
@@ -37,17 +38,16 @@ Scores = tuple[
 
 @pytest.fixture(scope="module", params=DTYPES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    is_mixed = request.param == "mixed"
-    sizes = {"hidden_size": 256, "intermediate_size": 256} if is_mixed else {"head_dim": 16}
     # Vocabulary and sizes that are no multiples of what kernels work in, as far as blocks allow it.
-    config = make_config(
-        model_type=DTYPES[request.param], vocab_size=301, max_position_embeddings=320, **sizes
-    )
+    sizes = {"vocab_size": 301, "max_position_embeddings": 320}
     path = tmp_path_factory.mktemp(request.param) / "tiny.gguf"
-    weights = make_weights(config, seed=5)
-    if is_mixed:
-        return write_gguf_file(path, config, weights, dtype="q4_k", dtypes=MIXED)
-    return write_gguf_file(path, config, weights, dtype=request.param)
+    if request.param == "mixed":
+        config = make_config(**sizes, hidden_size=256, intermediate_size=256)
+        return write_gguf_file(
+            path, config, make_weights(config, seed=5), dtype="q4_k", dtypes=MIXED
+        )
+    config = family_config(DTYPES[request.param], **sizes)
+    return write_family_gguf(path, config, family_weights(config, seed=5), dtype=request.param)
 
 
 @pytest.fixture
