@@ -1,8 +1,9 @@
 """Writes ``tokenizers/``, small vocabularies, and ``tokenizer_strings.json``: what `transformers`
-makes of ten thousand texts with each of them.
+makes of ten thousand texts with each of them, and with the vocabulary of a llama GGUF file.
 
-Run ``python tests/golden/make_tokenizer_strings.py`` with the ``oracle`` extra installed (torch is
-not needed for this one).
+Run from the root of the repository, after ``pip install '.[oracle]'``:
+
+    PYTHONPATH=tests python -m golden.make_tokenizer_strings SmolLM2-135M-Instruct.Q4_1.gguf
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,11 @@ import sentencepiece
 import transformers
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from make_chat_templates import CORPUS  # noqa: E402
-
-from reference.tokenizer_strings import digests, tokenizer_strings  # noqa: E402
+from golden.make_chat_templates import CORPUS
+from golden.make_smollm2 import build_tokenizer
+from rapshee_engine.weights.gguf import read_gguf
+from reference.golden import GOLDEN_FOLDER
+from reference.tokenizer_strings import digests, tokenizer_strings
 
 # A tiny map of characters, in place of the 240 kB of NFKC.
 CHARSMAP = {
@@ -146,7 +147,7 @@ def _hex(text: str) -> str:
 
 def write_folder(name: str) -> Path:
     options, settings, added_tokens = FOLDERS[name]
-    folder = HERE / "tokenizers" / name
+    folder = GOLDEN_FOLDER / "tokenizers" / name
     shutil.rmtree(folder, ignore_errors=True)
     train(folder, options)
     settings = {**settings, "clean_up_tokenization_spaces": False}
@@ -173,26 +174,33 @@ def slow_ids(folder: Path, fast: Any, texts: list[str]) -> list[list[int]]:
     return [[*before, *slow.encode(t, add_special_tokens=False), *behind] for t in texts]
 
 
-def main() -> None:
-    golden: dict[str, Any] = {"transformers": transformers.__version__, "kinds": {}}
+def record(fast: Any, specials: list[str], ids: Iterable[list[int]]) -> dict[str, Any]:
+    each, whole = digests((i, fast.decode(i, skip_special_tokens=False)) for i in ids)
+    return {
+        "specials": specials,
+        "each": base64.b64encode(each.tobytes()).decode(),
+        "whole": whole,
+    }
+
+
+def main(gguf: Path) -> None:
     folders = {name: write_folder(name) for name in FOLDERS}
-    folders |= {name: HERE / "chat_tokenizers" / name for name in ("byte_level", "byte_fallback")}
-    for name, folder in folders.items():
-        fast = transformers.AutoTokenizer.from_pretrained(folder)
+    chat_folder = GOLDEN_FOLDER / "chat_tokenizers"
+    folders |= {name: chat_folder / name for name in ("byte_level", "byte_fallback")}
+    fasts = {n: transformers.AutoTokenizer.from_pretrained(f) for n, f in folders.items()}
+    fasts["smollm2"] = build_tokenizer(read_gguf(gguf).metadata)
+    kinds = {}
+    for name, fast in fasts.items():
         specials = sorted(fast.get_added_vocab())
         texts = tokenizer_strings(specials)
         if name in ("gemma", "unigram"):
-            ids = slow_ids(folder, fast, texts)
+            ids = slow_ids(folders[name], fast, texts)
         else:
             ids = [fast.encode(text) for text in texts]
-        each, whole = digests((i, fast.decode(i, skip_special_tokens=False)) for i in ids)
-        golden["kinds"][name] = {
-            "specials": specials,
-            "each": base64.b64encode(each.tobytes()).decode(),
-            "whole": whole,
-        }
-    (HERE / "tokenizer_strings.json").write_text(json.dumps(golden, indent=1) + "\n")
+        kinds[name] = record(fast, specials, ids)
+    golden = {"transformers": transformers.__version__, "kinds": kinds}
+    (GOLDEN_FOLDER / "tokenizer_strings.json").write_text(json.dumps(golden, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
