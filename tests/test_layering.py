@@ -148,7 +148,14 @@ NATIVE_IMPORTERS = {"", "engine.runner", "weights.loader", "weights.quantize"}
 # What the server knows of the engine: requests go in, outputs come out.
 SERVER_KNOWS_OF_ENGINE = {"engine.async_engine", "engine.outputs", "engine.stats"}
 
-SERVER_LIBRARIES = {"starlette", "uvicorn", "uvloop", "httptools", "sqlite3"}
+SERVER_LIBRARIES = {
+    "starlette",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "prometheus_client",
+    "sqlite3",
+}
 
 # Modules whose functions may import. The command line starts a sub-command without loading what
 # only the others need: `pull` and `--help` work in a fraction of the time that a server takes.

@@ -13,6 +13,9 @@ def test_a_value_falls_into_the_first_bucket_that_holds_it(value: float, bucket:
     histogram.observe(value)
     assert histogram.counts == [int(i == bucket) for i in range(4)]
     assert (histogram.count, histogram.total) == (1, value)
+    counts, total = histogram.snapshot()
+    histogram.observe(1)
+    assert (sum(counts), total) == (1, value)
 
 
 def test_engines_do_not_share_their_counts() -> None:

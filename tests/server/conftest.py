@@ -14,6 +14,7 @@ import pytest
 
 from rapshee_engine.engine.async_engine import AsyncEngine
 from rapshee_engine.engine.outputs import CompletionOutput, Logprob, RequestOutput
+from rapshee_engine.engine.stats import EngineStats
 from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
 from rapshee_engine.server.app import build_app
 from rapshee_engine.server.drain import Drain
@@ -38,6 +39,7 @@ class FakeEngine:
         self.max_model_len = 32
         self.fingerprint = "fp_fake"
         self.is_ready = True
+        self.stats = EngineStats()
         self.tokenizer = make_tokenizer()  # of text completions
         self.vocab_size = 258
         self.num_cached_tokens = 0

@@ -57,6 +57,8 @@ def test_the_scheme_is_case_insensitive(send: Send) -> None:
     assert send("GET", "/v1/models", key=None, headers=headers).status_code == 200
 
 
-def test_health_needs_no_key_and_only_health(send: Send) -> None:
-    assert send("GET", "/health/live", key=None).status_code == 200
-    assert send("GET", "/healthy", key=None).status_code == 401
+def test_the_operator_s_tools_need_no_key_and_only_they(send: Send) -> None:
+    for path in ("/health/live", "/metrics"):
+        assert send("GET", path, key=None).status_code == 200
+    for path in ("/healthy", "/metrics/", "/metrics/x", "/v1/metrics"):
+        assert send("GET", path, key=None).status_code == 401

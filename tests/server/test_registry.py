@@ -26,6 +26,13 @@ def test_an_unknown_name_lists_the_known_ones(engine: Any) -> None:
     assert len(caught.value.message) < 300
 
 
+def test_an_engine_with_two_names_is_one(engine: Any) -> None:
+    other = object()
+    engines = {"a": engine, "b": engine, "c": other}
+    registry = EngineRegistry(engines, created=1, max_pending=2)  # type: ignore[arg-type]
+    assert list(registry.engines()) == [("a", engine), ("c", other)]
+
+
 def test_not_ready_names_the_models(engine: Any) -> None:
     registry = EngineRegistry({"a": engine}, created=1, max_pending=2)
     assert registry.not_ready() == []

@@ -144,7 +144,7 @@ class Engine:
     @property
     def has_unfinished(self) -> bool:
         """Whether `step` has anything to do or to hand out."""
-        return bool(self._groups or self._in_flight or self._events)
+        return bool(self._groups or self._in_flight or self._changed or self._events)
 
     # Requests
 
@@ -188,7 +188,6 @@ class Engine:
                 f"request id {group.request_id!r} is in use", param="request_id"
             )
         self._groups[group.request_id] = group
-        self.stats.prompt_tokens += len(group.prompt_token_ids)
         for completion in group.completions:
             self._completions[completion.request] = (group, completion)
             self.scheduler.add(completion.request)
@@ -214,6 +213,7 @@ class Engine:
                 self._advance()
             except Exception as error:  # a bug here must not leave anybody waiting
                 self._die(error)
+        self._observe_load()
         return self._take_events()
 
     def close(self) -> None:
@@ -230,7 +230,6 @@ class Engine:
             self._launch(step)
         if self._in_flight and (step is None or len(self._in_flight) > self._max_in_flight):
             self._collect(*self._in_flight.popleft())
-        self._observe_load()
 
     def _launch(self, step: ScheduledStep) -> None:
         try:
@@ -286,13 +285,18 @@ class Engine:
         self, group: RequestGroup, completion: Completion, sequence: ScheduledSequence, now: float
     ) -> None:
         """What follows from a sequence's new rows: an output, statistics, perhaps its end."""
+        request = sequence.request
+        if request.is_finished:
+            completion.flush()
         if completion.stop_string is not None:
-            self.scheduler.finish(sequence.request, RequestStatus.STOPPED)
+            self.scheduler.finish(request, RequestStatus.STOPPED)
+        if not (sequence.samples or request.is_finished):
+            return  # somewhere in the prompt
+        self._changed[group] = None
+        self._observe_prompt(group)
         if sequence.samples:
             self._observe_token(group, completion, now)
-        if sequence.samples or sequence.request.is_finished:
-            self._changed[group] = None
-        if sequence.request.is_finished:
+        if request.is_finished:
             self._forget(group, completion)
 
     # Ends
@@ -362,8 +366,9 @@ class Engine:
             if not request.num_preemptions:
                 group, _ = self._completions[request]
                 stats.queue_time.observe(time.monotonic() - group.arrival_time)
-                stats.prefix_cache_queries += request.num_prompt_tokens
-                stats.prefix_cache_hits += request.num_cached_tokens
+                if self.config.enable_prefix_caching and request.use_prefix_cache:
+                    stats.prefix_cache_queries += request.num_prompt_tokens
+                    stats.prefix_cache_hits += request.num_cached_tokens
 
     def _observe_load(self) -> None:
         scheduler, stats = self.scheduler, self.stats
@@ -371,6 +376,11 @@ class Engine:
         stats.num_waiting = len(scheduler.waiting)
         stats.num_preemptions = scheduler.num_preemptions
         stats.kv_cache_usage = 1.0 - scheduler.pool.num_free / scheduler.pool.num_blocks
+
+    def _observe_prompt(self, group: RequestGroup) -> None:
+        if not group.is_prompt_counted:
+            group.is_prompt_counted = True
+            self.stats.prompt_tokens += len(group.prompt_token_ids)
 
     def _observe_token(self, group: RequestGroup, completion: Completion, now: float) -> None:
         self.stats.generation_tokens += 1

@@ -84,17 +84,19 @@ class Completion:
         self._text += self._detokenizer.push([token_id])
         self.stop_string = self._detokenizer.stopped_by
 
-    def output(self, kind: RequestOutputKind) -> CompletionOutput:
-        """What the caller gets to see now; a delta is handed out once."""
-        request = self.request
-        if request.is_finished and not self._is_final:
+    def flush(self) -> None:
+        """Take the text that was held back, which may hold a stop string too. Idempotent; nothing
+        may be appended any more."""
+        if not self._is_final:
             self._is_final = True
             self._text += self._detokenizer.finish()
             self.stop_string = self._detokenizer.stopped_by
-        finish_reason = request.status.value if request.is_finished else None
-        stop_reason = request.stop_reason
-        if self.stop_string is not None:
-            finish_reason, stop_reason = RequestStatus.STOPPED.value, self.stop_string
+
+    def output(self, kind: RequestOutputKind) -> CompletionOutput:
+        """What the caller gets to see now; a delta is handed out once."""
+        request = self.request
+        if request.is_finished:
+            self.flush()
         first_token = first_char = 0
         if kind is RequestOutputKind.DELTA:
             first_token, first_char = self._num_emitted_tokens, self._num_emitted_chars
@@ -105,8 +107,8 @@ class Completion:
             text=self._text[first_char:],
             token_ids=request.token_ids[request.num_prompt_tokens + first_token :],
             logprobs=None if self._logprobs is None else self._logprobs[first_token:],
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
+            finish_reason=request.status.value if request.is_finished else None,
+            stop_reason=request.stop_reason if self.stop_string is None else self.stop_string,
             num_tokens=request.num_output_tokens,
         )
 
@@ -118,6 +120,7 @@ class RequestGroup:
     Attributes:
         arrival_time: seconds of a monotonic clock.
         first_token_time: when its first token was collected.
+        is_prompt_counted: whether statistics have its prompt.
         prompt_logprobs: of the prompt tokens scored so far; None unless asked for.
         changed: completions with something new since the last output.
     """
@@ -129,6 +132,7 @@ class RequestGroup:
     completions: list[Completion]
     arrival_time: float
     first_token_time: float | None = None
+    is_prompt_counted: bool = False
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     changed: list[Completion] = field(default_factory=list)
     _emitted_prompt_logprobs: bool = False

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 __all__ = ["EngineStats", "Histogram"]
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+    *(120.0, 300.0, 600.0, 1800.0),
+)
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
@@ -28,6 +31,10 @@ class Histogram:
     @property
     def count(self) -> int:
         return sum(self.counts)
+
+    def snapshot(self) -> tuple[list[int], float]:
+        """``counts`` and ``total`` as they stand; any thread may ask."""
+        return self.counts.copy(), self.total
 
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
@@ -50,12 +57,13 @@ class EngineStats:
 
     Attributes:
         num_steps: steps launched.
-        prompt_tokens: tokens of the prompts of requests that were added.
-        generation_tokens: tokens generated.
-        prefix_cache_queries, prefix_cache_hits: prompt tokens of admitted requests, and those of
-            them that were found in the prefix cache.
-        num_preemptions: requests that lost their blocks.
-        finished: requests by finish reason (``stop``, ``length``, ``abort``, ``error``).
+        prompt_tokens: tokens of prompts that were computed or found in the prefix cache, once a
+            request: what its usage says.
+        generation_tokens: tokens generated, of all completions.
+        prefix_cache_queries, prefix_cache_hits: prompt tokens that were looked for in the prefix
+            cache when a completion was first admitted, and those of them that were found.
+        num_preemptions: completions that lost their blocks.
+        finished: completions by finish reason (``stop``, ``length``, ``abort``, ``error``).
         time_to_first_token, inter_token_latency, queue_time, request_latency: seconds.
         request_prompt_tokens, request_generation_tokens: tokens a finished completion.
         num_running, num_waiting: sequences now.

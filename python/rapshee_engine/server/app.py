@@ -21,6 +21,7 @@ from rapshee_engine.server.registry import EngineRegistry
 from rapshee_engine.server.routes.chat import ChatEndpoints
 from rapshee_engine.server.routes.completions import CompletionEndpoints
 from rapshee_engine.server.routes.health import HealthEndpoints
+from rapshee_engine.server.routes.metrics import MetricsEndpoints
 from rapshee_engine.server.routes.models import ModelEndpoints
 from rapshee_engine.server.settings import ServerSettings
 
@@ -54,6 +55,7 @@ def build_app(
             *CompletionEndpoints(registry, settings).routes(),
             *ModelEndpoints(registry).routes(),
             *HealthEndpoints(registry, drain).routes(),
+            *MetricsEndpoints(registry).routes(),
         ],
         middleware=[
             Middleware(RequestMiddleware),

@@ -15,10 +15,12 @@ __all__ = ["BearerAuthMiddleware"]
 # Longer than any key; keeps junk away from hashing.
 _MAX_AUTHORIZATION = 1024
 _OPEN_PREFIX = "/health/"
+_OPEN_PATH = "/metrics"
 
 
 class BearerAuthMiddleware:
-    """Lets through requests that carry a key that ``identify`` knows, and ``/health/*``.
+    """Lets through requests that carry a key that ``identify`` knows, and those of the operator's
+    tools: ``/health/*`` and ``/metrics``, which tell nothing of any request.
 
     ``identify`` returns the id of a presented key, or None; it compares in constant time.
     """
@@ -28,7 +30,7 @@ class BearerAuthMiddleware:
         self.identify = identify
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith(_OPEN_PREFIX):
+        if scope["type"] == "http" and not _is_open(scope["path"]):
             presented = _bearer(Headers(scope=scope).getlist("authorization"))
             key_id = None if presented is None else self.identify(presented)
             if key_id is None:
@@ -41,6 +43,10 @@ class BearerAuthMiddleware:
                 )
             request_facts().key = key_id
         await self.app(scope, receive, send)
+
+
+def _is_open(path: str) -> bool:
+    return path == _OPEN_PATH or path.startswith(_OPEN_PREFIX)
 
 
 def _bearer(values: list[str]) -> str | None:

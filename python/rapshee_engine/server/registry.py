@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rapshee_engine.engine.outputs import RequestOutput
+from rapshee_engine.engine.stats import EngineStats
 from rapshee_engine.sampling_params import SamplingParams
 from rapshee_engine.server.errors import ApiError
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
@@ -41,6 +42,9 @@ class ServingEngine(Protocol):
 
     @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def stats(self) -> EngineStats: ...
 
     @property
     def is_ready(self) -> bool: ...
@@ -102,6 +106,14 @@ class EngineRegistry:
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
+
+    def engines(self) -> Iterator[tuple[str, ServingEngine]]:
+        """Each engine once, with the first of its names."""
+        seen: set[EngineSlot] = set()
+        for model in self:
+            if model.slot not in seen:
+                seen.add(model.slot)
+                yield model.name, model.slot.engine
 
     def get(self, name: str) -> ServedModel:
         """The model of that name.
