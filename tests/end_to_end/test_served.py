@@ -12,10 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import openai
 import pytest
 
+from reference.golden import smollm2_goldens
+
 NUM_STREAMS = 64
+MEAN_ERROR = 0.03
+"""Bound on the mean |delta log-probability|, as in `test_goldens`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,25 @@ def test_a_sensible_answer(client: openai.OpenAI, model: str) -> None:
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_texts_are_scored_as_transformers_scores_them(client: openai.OpenAI) -> None:
+    goldens = smollm2_goldens()
+    answer = client.completions.create(
+        model="rapshee-1",
+        prompt=[[*golden.prompt_ids, *golden.token_ids] for golden in goldens],
+        max_tokens=0,
+        echo=True,
+        logprobs=0,
+    )
+    errors: list[float] = []
+    for golden, choice in zip(goldens, answer.choices, strict=True):
+        assert choice.logprobs is not None
+        logprobs = (choice.logprobs.token_logprobs or [])[len(golden.prompt_ids) :]
+        for logprob, expected in zip(logprobs, golden.logprobs, strict=True):
+            assert logprob is not None
+            errors.append(abs(logprob - expected))
+    assert np.mean(errors) <= MEAN_ERROR
 
 
 def test_concurrent_streams_equal_their_solo_runs(served: Served) -> None:
