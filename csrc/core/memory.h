@@ -41,4 +41,7 @@ class AlignedBuffer {
   size_t size_ = 0;
 };
 
+// Gives what the process's allocator holds but does not use back to the system, where it can.
+void return_unused_memory() noexcept;
+
 }  // namespace rapshee

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace rapshee {
@@ -209,6 +210,7 @@ void ModelRunner::close() {
   decoder_.reset();
   weights_ = {};
   backend_.reset();
+  return_unused_memory();  // glibc would keep tens of megabytes for a next model
 }
 
 // Memory of the backend, its pool and what they wait on stays the parent's, as fork copied it: to

@@ -27,7 +27,7 @@ def test_servers_lose_no_request(model: str) -> None:
 
 def test_embedded_engines_leave_nothing(model: str) -> None:
     usages = restart_embedded(
-        8, model, device="cpu", kv_cache_memory_bytes=64 << 20, max_model_len=512
+        16, model, device="cpu", kv_cache_memory_bytes=64 << 20, max_model_len=512
     )
     check_usage(usages)
 
