@@ -174,7 +174,8 @@ class Bench:
             engine.runner = TimedRunner(engine.runner)
             self._llm = LLM.from_engine(engine)
             print(
-                f"{self.name}: {engine.runner.description}, KV cache of {engine.runner.num_blocks} "
+                f"{self.name}: {engine.runner.description}, KV cache of "
+                f"{' + '.join(str(group.num_blocks) for group in engine.runner.kv_groups)} "
                 f"blocks of {engine.runner.block_size} tokens",
                 flush=True,
             )

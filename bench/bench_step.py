@@ -60,13 +60,15 @@ class Steps:
             np.arange(c.slot * self._blocks_per_slot, (c.slot + 1) * self._blocks_per_slot)
             for c in chunks
         ]
+        slot_mapping = (slots * self._blocks_per_slot * BLOCK_SIZE + positions).astype(np.int64)
+        groups = len(self._runner.kv_groups)  # all of them hold whole contexts here
         return StepInput(
             token_ids=(positions * 7919 % self._runner.vocab_size).astype(np.int32),
             positions=positions.astype(np.int32),
-            slot_mapping=(slots * self._blocks_per_slot * BLOCK_SIZE + positions).astype(np.int64),
+            slot_mapping=np.tile(slot_mapping, (groups, 1)),
             query_start_loc=query_start_loc,
             seq_lens=np.array([c.start + c.count for c in chunks], np.int32),
-            block_tables=np.array(tables, np.int32),
+            block_tables=np.tile(np.array(tables, np.int32), (groups, 1, 1)),
             sample_rows=query_start_loc[1:] - 1 if sample else np.zeros(0, np.int32),
             **greedy_columns(len(chunks) if sample else 0),
         )

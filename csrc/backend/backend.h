@@ -90,8 +90,9 @@ struct SampleResults {
   int top_width = 0;
 };
 
-// One ragged batch. Host arrays, already range-checked: what is read is alive until end_step, the
-// results until finish_step.
+// One ragged batch; G groups of layers with tables of their own (ModelConfig::kv_groups). Host
+// arrays, already range-checked: what is read is alive until end_step, the results until
+// finish_step.
 struct Batch {
   uint64_t ticket = 0;                       // counts up by one from batch to batch
   int num_tokens = 0;                        // T
@@ -99,10 +100,10 @@ struct Batch {
   int max_blocks = 0;                        // M
   const int32_t* token_ids = nullptr;        // [T] < 0: row ~id of the previous step's samples
   const int32_t* positions = nullptr;        // [T]
-  const int64_t* slot_mapping = nullptr;     // [T] block * block_size + offset; -1: not written
+  const int64_t* slot_mapping = nullptr;     // [G, T] block * block_size + offset; -1: not written
   const int32_t* query_start_loc = nullptr;  // [S + 1]
   const int32_t* seq_lens = nullptr;         // [S]
-  const int32_t* block_tables = nullptr;     // [S, M]
+  const int32_t* block_tables = nullptr;     // [G, S, M] -1: before all windows, or unused
   const int32_t* sample_rows = nullptr;      // [R] rows of T whose logits are wanted
   SamplingRows sampling;
   SampleResults results;
@@ -159,7 +160,7 @@ enum class StepPart : uint8_t { kForward, kMasked };
 
 struct BackendOptions {
   int block_size = 0;
-  int num_blocks = 0;
+  std::vector<int> num_blocks;  // of each group of layers (ModelConfig::kv_windows)
   int max_num_tokens = 0;
   int max_num_seqs = 0;
   int threads = 1;
@@ -224,6 +225,7 @@ std::unique_ptr<Backend> make_backend(const std::string& device, const BackendOp
 int default_block_size(const std::string& device);
 // Values of the option dtype besides "auto".
 std::vector<std::string> device_dtypes(const std::string& device);
+// Bytes of a KV block of one layer.
 size_t kv_block_bytes(const std::string& device, const ModelConfig& config, DType kv_dtype,
                       int block_size);
 // Memory that a model takes besides its weights and KV blocks, where it is scarce: 0 on CPU.

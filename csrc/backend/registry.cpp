@@ -42,8 +42,7 @@ class CpuDevice final : public Device {
   size_t kv_block_bytes(const ModelConfig& config, DType kv_dtype, int block_size) const override {
     cpu::check_block_size(block_size);
     const cpu::CacheLayout layout{kv_dtype, config.head_dim, block_size};
-    return layout.head_bytes() * static_cast<size_t>(config.num_kv_heads) *
-           static_cast<size_t>(config.num_layers());
+    return layout.head_bytes() * static_cast<size_t>(config.num_kv_heads);
   }
   size_t workspace_bytes(const ModelConfig&, const BackendOptions&) const override { return 0; }
   size_t available_memory() const override { return rapshee::available_memory(); }

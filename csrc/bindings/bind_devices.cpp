@@ -57,7 +57,10 @@ void register_devices(py::module_& m) {
       "kv_block_bytes",
       [](const ModelConfig& config, const std::string& device, const std::string& dtype,
          int block_size) {
-        return kv_block_bytes(device, config, parse_kv_dtype(dtype), block_size);
+        const size_t layer = kv_block_bytes(device, config, parse_kv_dtype(dtype), block_size);
+        std::vector<size_t> bytes(config.kv_windows().size());
+        for (const int group : config.kv_groups()) bytes[static_cast<size_t>(group)] += layer;
+        return bytes;
       },
       arg("config"), py::kw_only(), arg("device"), arg("dtype"), arg("block_size"));
   m.def(

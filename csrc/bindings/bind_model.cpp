@@ -82,7 +82,8 @@ void register_model(py::module_& m) {
            arg("embed_scale"), arg("residual_scale"), arg("logit_scale"), arg("final_softcap"),
            arg("activation"), arg("tie_embeddings"), arg("qkv_bias"), arg("out_bias"),
            arg("mlp_bias"), arg("pre_norm"), arg("post_norm"), arg("norm_zero_centered"),
-           arg("qk_norm"), arg("interleaved_qk"), arg("ropes"), arg("layers"));
+           arg("qk_norm"), arg("interleaved_qk"), arg("ropes"), arg("layers"))
+      .def_property_readonly("kv_windows", &ModelConfig::kv_windows);
   py::class_<TensorEntry>(m, "TensorEntry")
       .def(py::init([](std::string name, const std::string& dtype, std::vector<int64_t> shape,
                        std::string file, int64_t offset, int64_t nbytes) {

@@ -16,12 +16,12 @@ namespace {
 std::unique_ptr<ModelRunner> make_runner(const ModelConfig& config,
                                          const std::vector<TensorEntry>& entries,
                                          const std::string& device, const std::string& dtype,
-                                         int num_blocks, int block_size, int max_num_tokens,
-                                         int max_num_seqs, int threads, bool deterministic,
-                                         const py::object& progress) {
+                                         std::vector<int> num_blocks, int block_size,
+                                         int max_num_tokens, int max_num_seqs, int threads,
+                                         bool deterministic, const py::object& progress) {
   const RunnerOptions options{.device = device,
                               .compute = parse_compute(dtype),
-                              .num_blocks = num_blocks,
+                              .num_blocks = std::move(num_blocks),
                               .block_size = block_size,
                               .max_num_tokens = max_num_tokens,
                               .max_num_seqs = max_num_seqs,
@@ -50,12 +50,16 @@ StepInput parse_step(const py::kwargs& arrays) {
   const auto copy = [&](const char* name, auto& to) { copy_arg(name, get(name), to); };
   copy("token_ids", step.token_ids);
   copy("positions", step.positions);
-  copy("slot_mapping", step.slot_mapping);
+  const auto slots = array_arg<int64_t>("slot_mapping", get("slot_mapping"), 2);
+  step.slot_mapping.assign(slots.data(), slots.data() + slots.size());
   copy("query_start_loc", step.query_start_loc);
   copy("seq_lens", step.seq_lens);
-  const auto tables = array_arg<int32_t>("block_tables", get("block_tables"), 2);
+  const auto tables = array_arg<int32_t>("block_tables", get("block_tables"), 3);
   step.block_tables.assign(tables.data(), tables.data() + tables.size());
-  step.max_blocks = tables.shape(1);
+  step.num_groups = tables.shape(0);
+  step.max_blocks = tables.shape(2);
+  RAPSHEE_CHECK(slots.shape(0) == step.num_groups, "slot_mapping: got ", slots.shape(0),
+                " groups of layers, expected ", step.num_groups, " as in block_tables");
   copy("sample_rows", step.sample_rows);
   copy("target_ids", step.target_ids);
   copy("temperature", step.temperature);
@@ -172,6 +176,7 @@ void register_runner(py::module_& m) {
                              [](const ModelRunner& r) { return r.options().block_size; })
       .def_property_readonly("num_blocks",
                              [](const ModelRunner& r) { return r.options().num_blocks; })
+      .def_property_readonly("kv_windows", &ModelRunner::kv_windows)
       .def_property_readonly("weights_checksum",
                              [](const ModelRunner& r) { return hex(r.weights_checksum()); })
       .def_property_readonly("weight_bytes", &ModelRunner::weight_bytes)

@@ -1,5 +1,6 @@
 #include "model/config.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/error.h"
@@ -31,6 +32,34 @@ void check_rope(const Rope& rope, int head_dim) {
 }
 
 }  // namespace
+
+std::vector<int> ModelConfig::kv_windows() const {
+  std::vector<int> windows;
+  for (const LayerConfig& layer : layers) {
+    if (std::find(windows.begin(), windows.end(), layer.window) == windows.end()) {
+      windows.push_back(layer.window);
+    }
+  }
+  return windows;
+}
+
+std::vector<int> ModelConfig::kv_groups() const {
+  const std::vector<int> windows = kv_windows();
+  std::vector<int> groups;
+  for (const LayerConfig& layer : layers) {
+    const auto found = std::find(windows.begin(), windows.end(), layer.window);
+    groups.push_back(static_cast<int>(found - windows.begin()));
+  }
+  return groups;
+}
+
+std::vector<int64_t> ModelConfig::first_kv_blocks(const std::vector<int>& num_blocks) const {
+  std::vector<int64_t> first = {0};
+  for (const int group : kv_groups()) {
+    first.push_back(first.back() + num_blocks[static_cast<size_t>(group)]);
+  }
+  return first;
+}
 
 void ModelConfig::validate() const {
   check_range("vocab_size", vocab_size, kMaxDim);

@@ -61,6 +61,15 @@ struct ModelConfig {
   int64_t q_norm_size() const { return qk_norm == QkNorm::kRow ? q_size() : head_dim; }
   int64_t k_norm_size() const { return qk_norm == QkNorm::kRow ? kv_size() : head_dim; }
 
+  // Layers with one window form a KV group: they share block tables, so that a window's blocks can
+  // be given back on their own. The windows of the groups, in the order in which layers begin them.
+  std::vector<int> kv_windows() const;
+  // The group of each layer.
+  std::vector<int> kv_groups() const;
+  // Where each layer's blocks begin, counted in blocks of one layer, if its group has num_blocks of
+  // them; behind the last layer, all there are.
+  std::vector<int64_t> first_kv_blocks(const std::vector<int>& num_blocks) const;
+
   // Throws InvalidArgument naming the field that cannot be served.
   void validate() const;
 };

@@ -17,11 +17,26 @@ void check_options(const RunnerOptions& options) {
   const auto check = [](const char* field, int value, int most) {
     RAPSHEE_CHECK(value >= 1 && value <= most, field, ": got ", value, ", expected 1 to ", most);
   };
-  check("num_blocks", options.num_blocks, std::numeric_limits<int>::max() / 2);
+  for (const int blocks : options.num_blocks) {
+    check("num_blocks", blocks, std::numeric_limits<int>::max() / 2);
+  }
   check("block_size", options.block_size, 4096);
   check("max_num_tokens", options.max_num_tokens, 1 << 20);
   check("max_num_seqs", options.max_num_seqs, 1 << 16);
   check("threads", options.threads, 1024);
+}
+
+StepLimits limits_of(const ModelConfig& config, const RunnerOptions& options) {
+  StepLimits limits{config.vocab_size, config.max_position, options.block_size,
+                    options.max_num_tokens, options.max_num_seqs};
+  const std::vector<int> windows = config.kv_windows();
+  RAPSHEE_CHECK(options.num_blocks.size() == windows.size(), "num_blocks: got ",
+                options.num_blocks.size(), " numbers, expected ", windows.size(),
+                ", one for each window of the layers");
+  for (size_t g = 0; g < windows.size(); ++g) {
+    limits.groups.push_back({options.num_blocks[g], windows[g]});
+  }
+  return limits;
 }
 
 // Sizes `out` for the rows of `in`; where the backend writes to it.
@@ -78,8 +93,7 @@ ModelRunner::ModelRunner(ModelConfig config, const std::vector<TensorEntry>& ent
     : config_(std::move(config)), options_(options), owner_(::getpid()) {
   config_.validate();
   check_options(options);
-  limits_ = {config_.vocab_size, config_.max_position,   options.block_size,
-             options.num_blocks, options.max_num_tokens, options.max_num_seqs};
+  limits_ = limits_of(config_, options);
   backend_ = make_backend(options.device, {.block_size = options.block_size,
                                            .num_blocks = options.num_blocks,
                                            .max_num_tokens = options.max_num_tokens,

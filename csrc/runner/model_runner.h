@@ -30,7 +30,7 @@ namespace rapshee {
 struct RunnerOptions {
   std::string device = "cpu";
   ComputeType compute = ComputeType::kAuto;
-  int num_blocks = 0;
+  std::vector<int> num_blocks;  // of each group of ModelConfig::kv_windows
   int block_size = 0;
   int max_num_tokens = 0;
   int max_num_seqs = 0;
@@ -66,6 +66,7 @@ class ModelRunner {
   uint64_t weights_checksum() const { return checksum_; }
   size_t weight_bytes() const { return weight_bytes_; }
   DType kv_dtype() const { return kv_dtype_; }
+  std::vector<int> kv_windows() const { return config_.kv_windows(); }
   const std::string& description() const { return description_; }
   int64_t mask_words() const { return (config_.vocab_size + 31) / 32; }
 

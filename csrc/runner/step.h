@@ -1,7 +1,8 @@
 // What crosses the seam between Python and C++: one ragged step in, its samples out.
 //
-// T tokens, S sequences, R rows whose logits are wanted (R may exceed S), M block-table width,
-// V vocabulary, K the largest num_logprobs. Decode rows (sequences of one query token) come first.
+// T tokens, S sequences, R rows whose logits are wanted (R may exceed S), G groups of layers with
+// one window (ModelConfig::kv_windows), M block-table width, V vocabulary, K the largest
+// num_logprobs. Decode rows (sequences of one query token) come first.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +13,14 @@ namespace rapshee {
 struct StepInput {
   std::vector<int32_t> token_ids;        // [T] < 0: sample of row ~id of the step before
   std::vector<int32_t> positions;        // [T] 0-based position in the sequence
-  std::vector<int64_t> slot_mapping;     // [T] block * block_size + offset; -1: not written
+  std::vector<int64_t> slot_mapping;     // [G, T] block * block_size + offset; -1: not written
   std::vector<int32_t> query_start_loc;  // [S + 1] row offsets of each sequence
   std::vector<int32_t> seq_lens;         // [S] tokens visible to attention, this step's included
-  std::vector<int32_t> block_tables;     // [S, M] physical block per logical block; unused -1
-  int64_t max_blocks = 0;                // M
+  // [G, S, M] physical block per logical block; -1: unused, or gone, which only a block may be that
+  // lies wholly before what the window of the sequence's first query token sees.
+  std::vector<int32_t> block_tables;
+  int64_t num_groups = 1;  // G
+  int64_t max_blocks = 0;  // M
 
   std::vector<int32_t> sample_rows;       // [R] rows of T
   std::vector<int32_t> target_ids;        // [R] -1: draw; >= 0: score this token, draw nothing
@@ -51,14 +55,20 @@ struct StepOutput {
   int64_t timing_us = 0;            // microseconds from the start of the forward pass
 };
 
+// KV blocks of the layers with one window.
+struct KvGroup {
+  int num_blocks = 0;
+  int window = 0;  // 0: everything is seen
+};
+
 // What a step has to stay within.
 struct StepLimits {
   int64_t vocab_size = 0;
   int64_t max_position = 0;
   int block_size = 0;
-  int num_blocks = 0;
   int max_num_tokens = 0;
   int max_num_seqs = 0;
+  std::vector<KvGroup> groups = {};
 };
 
 // Throws InvalidArgument naming field and value for anything out of range or inconsistent.

@@ -22,15 +22,18 @@ void check_each(const char* field, const std::vector<T>& values, const char* exp
   }
 }
 
-void check_sizes(const StepInput& step) {
+void check_sizes(const StepInput& step, size_t groups) {
   const size_t tokens = step.token_ids.size(), seqs = step.seq_lens.size();
   const size_t rows = step.sample_rows.size();
   check_size("positions", step.positions, tokens);
-  check_size("slot_mapping", step.slot_mapping, tokens);
+  RAPSHEE_CHECK(step.num_groups == static_cast<int64_t>(groups), "block_tables: got ",
+                step.num_groups, " groups of layers, expected ", groups);
+  check_size("slot_mapping", step.slot_mapping, groups * tokens);
   check_size("query_start_loc", step.query_start_loc, seqs + 1);
   RAPSHEE_CHECK(step.max_blocks >= 0 && step.max_blocks <= std::numeric_limits<int>::max(),
                 "block_tables: got ", step.max_blocks, " columns");
-  check_size("block_tables", step.block_tables, seqs * static_cast<size_t>(step.max_blocks));
+  check_size("block_tables", step.block_tables,
+             groups * seqs * static_cast<size_t>(step.max_blocks));
   check_size("target_ids", step.target_ids, rows);
   check_size("temperature", step.temperature, rows);
   check_size("top_k", step.top_k, rows);
@@ -69,7 +72,32 @@ void check_batch(const StepInput& step, const StepLimits& limits) {
   }
 }
 
-// A sequence's query tokens are its last; their slots are those that its block table gives.
+// A group's slots of query tokens [begin, end) are those that its block table gives; what the
+// window of the first one sees is there.
+void check_blocks(const StepInput& step, const StepLimits& limits, size_t group, int s) {
+  const auto [num_blocks, window] = limits.groups[group];
+  const auto seq = static_cast<size_t>(s);
+  const int begin = step.query_start_loc[seq], end = step.query_start_loc[seq + 1];
+  const int length = step.seq_lens[seq], size = limits.block_size;
+  const size_t row = group * step.seq_lens.size() + seq;
+  const int32_t* table = step.block_tables.data() + row * static_cast<size_t>(step.max_blocks);
+  const int first_key = window > 0 ? std::max(0, length - (end - begin) + 1 - window) : 0;
+  for (int b = 0; b * size < length; ++b) {
+    const bool seen = (b + 1) * int64_t{size} > first_key;
+    RAPSHEE_CHECK(table[b] >= (seen ? 0 : -1) && table[b] < num_blocks, "block_tables[", group,
+                  ", ", s, ", ", b, "]: got ", table[b], ", expected ", seen ? 0 : -1, " to ",
+                  num_blocks - 1);
+  }
+  for (int t = begin; t < end; ++t) {
+    const int position = length - (end - t);
+    const int64_t slot = int64_t{table[position / size]} * size + position % size;
+    const int64_t got = step.slot_mapping[group * step.token_ids.size() + static_cast<size_t>(t)];
+    RAPSHEE_CHECK(got == slot || got == -1, "slot_mapping[", group, ", ", t, "]: got ", got,
+                  ", expected ", slot, " or -1");
+  }
+}
+
+// A sequence's query tokens are its last.
 void check_sequence(const StepInput& step, const StepLimits& limits, int s) {
   const auto seq = static_cast<size_t>(s);
   const int begin = step.query_start_loc[seq], end = step.query_start_loc[seq + 1];
@@ -78,21 +106,14 @@ void check_sequence(const StepInput& step, const StepLimits& limits, int s) {
                     length <= step.max_blocks * limits.block_size,
                 "seq_lens[", s, "]: got ", length, ", expected ", end - begin, " to ",
                 std::min(limits.max_position, step.max_blocks * limits.block_size));
-  const int32_t* table = step.block_tables.data() + s * step.max_blocks;
-  for (int b = 0; b * limits.block_size < length; ++b) {
-    RAPSHEE_CHECK(table[b] >= 0 && table[b] < limits.num_blocks, "block_tables[", s, ", ", b,
-                  "]: got ", table[b], ", expected 0 to ", limits.num_blocks - 1);
-  }
   for (int t = begin; t < end; ++t) {
     const int position = length - (end - t);
     const auto at = static_cast<size_t>(t);
     RAPSHEE_CHECK(step.positions[at] == position, "positions[", t, "]: got ", step.positions[at],
                   ", expected ", position);
-    const int64_t slot = int64_t{table[position / limits.block_size]} * limits.block_size +
-                         position % limits.block_size;
-    RAPSHEE_CHECK(step.slot_mapping[at] == slot || step.slot_mapping[at] == -1, "slot_mapping[", t,
-                  "]: got ", step.slot_mapping[at], ", expected ", slot, " or -1");
   }
+  for (size_t group = 0; group < limits.groups.size(); ++group)
+    check_blocks(step, limits, group, s);
 }
 
 void check_state_slots(const StepInput& step, const StepLimits& limits) {
@@ -146,7 +167,7 @@ void check_sampling(const StepInput& step, const StepLimits& limits) {
 }  // namespace
 
 void validate_step(const StepInput& step, const StepLimits& limits, int previous_rows) {
-  check_sizes(step);
+  check_sizes(step, limits.groups.size());
   check_batch(step, limits);
   for (int s = 0; s < step.num_seqs(); ++s) check_sequence(step, limits, s);
   check_each("token_ids", step.token_ids, "a token id, or ~row of the step before",

@@ -68,6 +68,10 @@ class ModelConfig:
         ropes: Sequence[Rope],
         layers: Sequence[LayerConfig],
     ) -> None: ...
+    @property
+    def kv_windows(self) -> list[int]:
+        """Layers with one window form a group with KV blocks and block tables of its own. The
+        windows of the G groups, in the order in which layers begin them."""
 
 class TensorEntry:
     """Where one tensor's bytes lie. ``dtype``: a key of ``weights.tensor_info.BLOCK_LAYOUTS``;
@@ -119,7 +123,7 @@ class ModelRunner:
         *,
         device: str = "cpu",
         dtype: str = "auto",
-        num_blocks: int,
+        num_blocks: Sequence[int],  # of each of ModelConfig.kv_windows
         block_size: int,
         max_num_tokens: int,
         max_num_seqs: int,
@@ -146,10 +150,10 @@ class ModelRunner:
         *,
         token_ids: npt.NDArray[np.int32],  # [T]; < 0: sample of row ~id of the step in flight
         positions: npt.NDArray[np.int32],  # [T]
-        slot_mapping: npt.NDArray[np.int64],  # [T] block * block_size + offset; -1: not written
+        slot_mapping: npt.NDArray[np.int64],  # [G, T] block * block_size + offset; -1: not written
         query_start_loc: npt.NDArray[np.int32],  # [S + 1]; one-token sequences first
         seq_lens: npt.NDArray[np.int32],  # [S] tokens visible to attention, this step's included
-        block_tables: npt.NDArray[np.int32],  # [S, M]; unused -1
+        block_tables: npt.NDArray[np.int32],  # [G, S, M]; -1: unused, or before the window
         sample_rows: npt.NDArray[np.int32],  # [R] any row of T
         target_ids: npt.NDArray[np.int32],  # [R] -1: draw; >= 0: score this token, draw nothing
         temperature: npt.NDArray[np.float32],  # [R] 0: greedy
@@ -192,7 +196,11 @@ class ModelRunner:
     @property
     def block_size(self) -> int: ...
     @property
-    def num_blocks(self) -> int: ...
+    def num_blocks(self) -> list[int]:
+        """KV blocks of each group of layers."""
+    @property
+    def kv_windows(self) -> list[int]:
+        """As `ModelConfig.kv_windows`."""
     @property
     def weights_checksum(self) -> str:
         """Hex digest over names, dtypes, shapes and bytes of all tensors."""
@@ -222,8 +230,9 @@ def device_dtypes(device: str) -> list[str]:
 def default_block_size(device: str) -> int:
     """Tokens of a KV block that suit the device: 16 on CPU."""
 
-def kv_block_bytes(config: ModelConfig, *, device: str, dtype: str, block_size: int) -> int:
-    """Bytes of one KV block over all layers; ``dtype``: one of `device_dtypes`."""
+def kv_block_bytes(config: ModelConfig, *, device: str, dtype: str, block_size: int) -> list[int]:
+    """Bytes of one KV block of each group of layers, over the group's layers; ``dtype``: one of
+    `device_dtypes`."""
 
 def workspace_bytes(
     config: ModelConfig,

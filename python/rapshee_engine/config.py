@@ -47,7 +47,8 @@ class EngineConfig:
             reach beyond the checkpoint's.
         kv_cache_memory_bytes: memory of the KV cache; None: enough for ``max_num_seqs`` full
             contexts, but at most a quarter of the memory that weights and workspace leave free on
-            CPU, 90 % of it on CUDA.
+            CPU, 90 % of it on CUDA. Layers with a sliding window take of it what their windows
+            need (`kv_sizing`), the others the rest.
         block_size: tokens of a KV block; None: what suits the device.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: token budget of a step, which long prompts are cut to.

@@ -24,8 +24,10 @@ using testing::TempFolder;
 
 constexpr int kBlockSize = 16;
 constexpr int kNumBlocks = 8;
+constexpr int kWindow = 20;
+constexpr int kWindowBlocks = 3;  // of the layers with a window, each used again after a while
 constexpr int kPrompt = 37;
-constexpr int kGenerated = 4;
+constexpr int kGenerated = 14;
 
 // Sizes that are no multiples of what kernels work in, wherever the formats allow it.
 ModelConfig tiny_config() {
@@ -41,7 +43,7 @@ ModelConfig tiny_config() {
   config.query_scale = 0.25f;
   config.tie_embeddings = true;
   config.ropes = {Rope{{1.0f, 0.5f, 0.25f, 0.125f, 0.1f, 0.05f, 0.02f, 0.01f}, 1.0f}};
-  config.layers = {LayerConfig{}, LayerConfig{0, 20}};  // the second one with a window
+  config.layers = {LayerConfig{}, LayerConfig{0, kWindow}};
   return config;
 }
 
@@ -127,8 +129,9 @@ class TinyCheckpoint {
   std::vector<TensorEntry> entries_;
 };
 
-// Rows [begin, begin + tokens.size()) of a sequence whose blocks lie in reverse order; the last row
-// is sampled greedily with its five best.
+// Rows [begin, begin + tokens.size()) of a sequence whose blocks lie in reverse order, and in turn
+// for the layers with a window, where those before it are gone; the last row is sampled greedily
+// with its five best.
 StepInput step_of(const std::vector<int32_t>& tokens, int begin) {
   StepInput step;
   const int count = static_cast<int>(tokens.size());
@@ -138,9 +141,19 @@ StepInput step_of(const std::vector<int32_t>& tokens, int begin) {
     step.positions.push_back(position);
     step.slot_mapping.push_back(block * kBlockSize + position % kBlockSize);
   }
+  for (int position = begin; position < begin + count; ++position) {
+    const int64_t block = position / kBlockSize % kWindowBlocks;
+    step.slot_mapping.push_back(block * kBlockSize + position % kBlockSize);
+  }
   step.query_start_loc = {0, count};
   step.seq_lens = {begin + count};
   for (int i = 0; i < kNumBlocks; ++i) step.block_tables.push_back(kNumBlocks - 1 - i);
+  const int first_seen = std::max(0, begin + 1 - kWindow) / kBlockSize;
+  for (int i = 0; i < kNumBlocks; ++i) {
+    const bool unused = i < first_seen || i * kBlockSize >= begin + count;
+    step.block_tables.push_back(unused ? -1 : i % kWindowBlocks);
+  }
+  step.num_groups = 2;
   step.max_blocks = kNumBlocks;
   step.sample_rows = {count - 1};
   step.target_ids = {-1};
@@ -169,7 +182,7 @@ struct Result {
 
 // Feeds the prompt in steps of at most `chunk` tokens, then generates one token a step.
 Result generate(const TinyCheckpoint& checkpoint, int threads, int chunk) {
-  const RunnerOptions options{.num_blocks = kNumBlocks,
+  const RunnerOptions options{.num_blocks = {kNumBlocks, kWindowBlocks},
                               .block_size = kBlockSize,
                               .max_num_tokens = kPrompt,
                               .max_num_seqs = 2,
@@ -218,7 +231,7 @@ TEST_CASE(q8_0_weights) { check_format(DType::kQ8_0); }
 TEST_CASE(two_steps_in_flight_chain_their_samples) {
   const TinyCheckpoint checkpoint(tiny_config(), DType::kQ4_1);
   const Result expected = generate(checkpoint, 2, kPrompt);
-  const RunnerOptions options{.num_blocks = kNumBlocks,
+  const RunnerOptions options{.num_blocks = {kNumBlocks, kWindowBlocks},
                               .block_size = kBlockSize,
                               .max_num_tokens = kPrompt,
                               .max_num_seqs = 2,
@@ -237,11 +250,51 @@ TEST_CASE(two_steps_in_flight_chain_their_samples) {
   CHECK(tokens == expected.tokens);
 }
 
+void check_refused(ModelRunner& runner, const StepInput& step, const std::string& expected) {
+  const std::string message = MESSAGE_OF(InvalidArgument, runner.launch(step));
+  CHECK(message.find(expected) != std::string::npos);
+}
+
+TEST_CASE(a_window_may_lose_the_blocks_before_it_and_no_other) {
+  const TinyCheckpoint checkpoint(tiny_config(), DType::kF32);
+  const RunnerOptions options{.num_blocks = {kNumBlocks, kWindowBlocks},
+                              .block_size = kBlockSize,
+                              .max_num_tokens = kPrompt,
+                              .max_num_seqs = 2};
+  ModelRunner runner(tiny_config(), checkpoint.entries(), options, nullptr);
+  const StepInput step = step_of({1, 2}, 36);  // the first of them sees keys from 17 on
+  CHECK_EQ(runner.collect(runner.launch(step)).token_ids.size(), size_t{1});
+  StepInput gone = step;
+  gone.block_tables[kNumBlocks + 1] = -1;
+  check_refused(runner, gone, "block_tables[1, 0, 1]: got -1, expected 0 to 2");
+  StepInput too_high = step;
+  too_high.block_tables[kNumBlocks] = kWindowBlocks;
+  check_refused(runner, too_high, "block_tables[1, 0, 0]: got 3, expected -1 to 2");
+  StepInput full = step;
+  full.block_tables[0] = -1;
+  check_refused(runner, full, "block_tables[0, 0, 0]: got -1, expected 0 to 7");
+  StepInput slots = step;
+  slots.slot_mapping.back() += 1;
+  check_refused(runner, slots, "slot_mapping[1, 1]");
+  StepInput groups = step;
+  groups.num_groups = 1;
+  check_refused(runner, groups, "block_tables: got 1 groups");
+}
+
+TEST_CASE(each_window_has_its_number_of_blocks) {
+  const TinyCheckpoint checkpoint(tiny_config(), DType::kF32);
+  const RunnerOptions options{
+      .num_blocks = {kNumBlocks}, .block_size = kBlockSize, .max_num_tokens = 1, .max_num_seqs = 1};
+  const std::string message = MESSAGE_OF(
+      InvalidArgument, ModelRunner(tiny_config(), checkpoint.entries(), options, nullptr));
+  CHECK(message.find("num_blocks: got 1 numbers, expected 2") != std::string::npos);
+}
+
 TEST_CASE(weights_that_end_early_name_their_tensor) {
   TinyCheckpoint checkpoint(tiny_config(), DType::kQ4_0);
   std::vector<TensorEntry> entries = checkpoint.entries();
   entries.back().offset += 4;
-  const RunnerOptions options{.num_blocks = 1,
+  const RunnerOptions options{.num_blocks = {1, 1},
                               .block_size = kBlockSize,
                               .max_num_tokens = 1,
                               .max_num_seqs = 1,

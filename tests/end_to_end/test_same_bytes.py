@@ -76,7 +76,7 @@ class Rig:
         block_bytes = _core.kv_block_bytes(
             config, device=self.device, dtype="bfloat16", block_size=16
         )
-        return num_blocks * block_bytes
+        return num_blocks * sum(block_bytes)
 
     def run(self, batch: Batch, **options: Any) -> list[list[Any]]:
         """All requests together."""

@@ -68,7 +68,7 @@ async def read(engine: AsyncEngine, prompt: Any = PROMPT, **options: Any) -> lis
 
 
 def idle(inner: Engine) -> bool:
-    return not inner.has_unfinished and inner.scheduler.pool.num_free == 64
+    return not inner.has_unfinished and inner.scheduler.kv_cache.pools[0].num_free == 64
 
 
 async def until_idle(engine: AsyncEngine) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rapshee_engine.engine.batch_builder import Batch, BatchBuilder
+from rapshee_engine.engine.kv_cache import KVGroup
 from rapshee_engine.engine.request import Request
 from rapshee_engine.engine.scheduler import ScheduledStep, Scheduler
 from rapshee_engine.sampling_params import SamplingParams
@@ -18,12 +19,14 @@ VOCAB = 70
 class Bench:
     """A scheduler and a builder."""
 
-    def __init__(self, **options: Any) -> None:
-        sizes = {"num_blocks": 64, "max_num_seqs": 4, "max_num_batched_tokens": 16, **options}
-        self.scheduler = Scheduler(block_size=BLOCK, **sizes)
+    def __init__(self, windows: Sequence[int] = (0,), **options: Any) -> None:
+        sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 16, **options}
+        groups = [KVGroup(64, window) for window in windows]
+        self.scheduler = Scheduler(kv_groups=groups, block_size=BLOCK, **sizes)
         self.builder = BatchBuilder(
             vocab_size=VOCAB,
             block_size=BLOCK,
+            num_kv_groups=len(groups),
             max_num_seqs=4,
             max_blocks_per_seq=32,
             end_token_ids=frozenset({69}),
@@ -51,22 +54,21 @@ def test_a_prompt_and_its_first_decode() -> None:
     bench = Bench()
     request = bench.add([5, 6, 7, 8, 4, 3], temperature=0.5, top_k=3, seed=77)
     a = bench.step().step_input
-    first, second = request.block_table
+    ((first, second),) = request.block_tables
     assert a.token_ids.tolist() == [5, 6, 7, 8, 4, 3]
     assert a.positions.tolist() == [0, 1, 2, 3, 4, 5]
-    assert a.slot_mapping.tolist() == [first * BLOCK + i for i in range(4)] + [
-        second * BLOCK,
-        second * BLOCK + 1,
+    assert a.slot_mapping.tolist() == [
+        [first * BLOCK + i for i in range(4)] + [second * BLOCK, second * BLOCK + 1]
     ]
     assert a.query_start_loc.tolist() == [0, 6]
     assert a.seq_lens.tolist() == [6]
-    assert a.block_tables.tolist() == [[first, second] + [-1] * 6]
+    assert a.block_tables.tolist() == [[[first, second] + [-1] * 6]]
     assert a.sample_rows.tolist() == [5]
     assert (a.temperature.tolist(), a.top_k.tolist(), a.seed.tolist()) == ([0.5], [3], [77])
     assert a.draw_index.tolist() == [0]
     a = bench.step().step_input
     assert (a.token_ids.tolist(), a.positions.tolist()) == ([9], [6])
-    assert a.slot_mapping.tolist() == [second * BLOCK + 2]
+    assert a.slot_mapping.tolist() == [[second * BLOCK + 2]]
     assert (a.seq_lens.tolist(), a.draw_index.tolist()) == ([7], [1])
 
 
@@ -104,7 +106,7 @@ def test_tables_are_written_anew_for_a_new_occupant_of_the_slot() -> None:
     bench.step(token_id=3)
     request = bench.add([1, 2], max_tokens=2)
     batch = bench.step()
-    assert batch.step_input.block_tables.tolist() == [[*request.block_table] + [-1] * 7]
+    assert batch.step_input.block_tables.tolist() == [[[*request.block_tables[0]] + [-1] * 7]]
     assert len(batch.step_input.bias_ids) == 0
     assert batch.masks is None
 
@@ -115,9 +117,27 @@ def test_new_blocks_of_a_running_sequence_are_added() -> None:
     for _ in range(36):
         batch = bench.step()
     table = batch.step_input.block_tables
-    assert table.shape == (1, 16)
-    assert table[0, : len(request.block_table)].tolist() == request.block_table
+    assert table.shape == (1, 1, 16)
+    assert table[:, 0, : len(request.block_tables[0])].tolist() == request.block_tables
     assert table.flags.c_contiguous
+
+
+def test_each_group_has_its_table_and_slots() -> None:
+    bench = Bench(windows=(0, 5))
+    bench.add([1, 2, 3], max_tokens=2)
+    long = bench.add(range(10, 24), max_tokens=4)
+    a = bench.step().step_input
+    assert a.block_tables.shape == (2, 2, 8)
+    for table, slots in zip(a.block_tables, a.slot_mapping, strict=True):
+        expected = [table[0, i // BLOCK] * BLOCK + i % BLOCK for i in range(3)]
+        expected += [table[1, i // BLOCK] * BLOCK + i % BLOCK for i in range(13)]
+        assert slots.tolist() == expected
+    a = bench.step().step_input  # the last token of the prompt, at position 13, sees from 9 on
+    assert a.block_tables[:, 1, :4].tolist() == long.block_tables
+    assert a.block_tables[1, 1, :2].tolist() == [-1, -1]
+    assert (a.block_tables[1, 1, 2:4] >= 0).all()
+    assert a.block_tables.flags.c_contiguous
+    assert a.slot_mapping.flags.c_contiguous
 
 
 def test_every_field_has_its_dtype_and_is_contiguous() -> None:

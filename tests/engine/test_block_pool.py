@@ -5,13 +5,8 @@ import pytest
 from rapshee_engine.engine.block_pool import BlockPool
 
 
-def test_blocks_for_rounds_up() -> None:
-    pool = BlockPool(8, 4)
-    assert [pool.blocks_for(n) for n in (0, 1, 3, 4, 5, 8, 9)] == [0, 1, 1, 1, 2, 2, 3]
-
-
 def test_allocated_blocks_are_distinct_and_no_longer_free() -> None:
-    pool = BlockPool(4, 4)
+    pool = BlockPool(4)
     blocks = pool.allocate(3)
     assert len(set(blocks)) == 3
     assert pool.num_free == 1
@@ -20,7 +15,7 @@ def test_allocated_blocks_are_distinct_and_no_longer_free() -> None:
 
 
 def test_a_block_is_free_when_its_last_reference_is_dropped() -> None:
-    pool = BlockPool(2, 4)
+    pool = BlockPool(2)
     (block,) = pool.allocate(1)
     pool.acquire([block])
     pool.release(block, keep=False)
@@ -30,7 +25,7 @@ def test_a_block_is_free_when_its_last_reference_is_dropped() -> None:
 
 
 def test_kept_blocks_are_taken_last_and_the_longest_released_of_them_first() -> None:
-    pool = BlockPool(4, 4)
+    pool = BlockPool(4)
     a, b, c, d = pool.allocate(4)
     for block, keep in ((a, True), (b, False), (c, True), (d, False)):
         pool.release(block, keep=keep)
@@ -39,7 +34,7 @@ def test_kept_blocks_are_taken_last_and_the_longest_released_of_them_first() -> 
 
 
 def test_a_free_block_can_be_acquired_again() -> None:
-    pool = BlockPool(2, 4)
+    pool = BlockPool(2)
     a, b = pool.allocate(2)
     pool.release(a, keep=True)
     pool.acquire([a])
@@ -48,7 +43,7 @@ def test_a_free_block_can_be_acquired_again() -> None:
 
 
 def test_a_block_is_not_released_twice() -> None:
-    pool = BlockPool(1, 4)
+    pool = BlockPool(1)
     (block,) = pool.allocate(1)
     pool.release(block, keep=False)
     with pytest.raises(RuntimeError, match="more often than acquired"):
@@ -56,7 +51,7 @@ def test_a_block_is_not_released_twice() -> None:
 
 
 def test_integrity_sees_a_lost_and_a_shared_block() -> None:
-    pool = BlockPool(4, 4)
+    pool = BlockPool(4)
     blocks = pool.allocate(2)
     with pytest.raises(RuntimeError, match="reference counts"):
         pool.check_integrity([])

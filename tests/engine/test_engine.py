@@ -49,7 +49,7 @@ def outputs_of(engine: Engine) -> dict[str, RequestOutput]:
         assert isinstance(event, RequestOutput)
         if event.finished:
             outputs[event.request_id] = event
-    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
+    assert engine.scheduler.kv_cache.usage == 0
     return outputs
 
 
@@ -309,7 +309,7 @@ def test_an_abort_takes_effect_within_two_steps(async_scheduling: bool) -> None:
     engine.abort("a")
     events = engine.step() + engine.step()
     assert not engine.has_unfinished
-    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
+    assert engine.scheduler.kv_cache.usage == 0
     (output,) = events
     assert isinstance(output, RequestOutput)
     assert output.finished
@@ -473,7 +473,7 @@ def test_a_failed_step_ends_its_requests_and_no_others(where: str, async_schedul
     assert all(isinstance(f.error, StepError) for f in failures)
     (output,) = (e for e in events if isinstance(e, RequestOutput))
     assert output.outputs == alone(make_engine(), params()).outputs
-    assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
+    assert engine.scheduler.kv_cache.usage == 0
     assert engine.dead is None
 
 

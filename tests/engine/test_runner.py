@@ -11,6 +11,7 @@ import pytest
 from rapshee_engine import _core
 from rapshee_engine.config import EngineConfig
 from rapshee_engine.engine.engine import Engine
+from rapshee_engine.engine.kv_cache import KVGroup
 from rapshee_engine.engine.outputs import RequestOutput
 from rapshee_engine.engine.runner import Runner
 from rapshee_engine.errors import ConfigError, EngineDeadError, StepError, WeightFileError
@@ -29,9 +30,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
-def write_checkpoint(folder: Path, dtype: str = "f32") -> Path:
+WINDOWS = {
+    "model_type": "qwen3",
+    "head_dim": 16,
+    "use_sliding_window": True,
+    "sliding_window": 20,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
+def write_checkpoint(folder: Path, dtype: str = "f32", **changes: Any) -> Path:
     tokenizer = make_tokenizer()
-    config = make_config(vocab_size=tokenizer.vocab_size, eos_token_id=EOS)
+    config = make_config(vocab_size=tokenizer.vocab_size, eos_token_id=EOS, **changes)
     write_hf_folder(folder, config, make_weights(config, seed=3), dtype)
     make_library_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
@@ -56,19 +66,53 @@ def runner(folder: Path, device: str) -> Iterator[Runner]:
 
 def test_the_pool_is_sized_by_its_memory(folder: Path) -> None:
     runner = make_runner(folder, kv_cache_memory_bytes=10 * BLOCK_BYTES + 5)
-    assert (runner.num_blocks, runner.block_size) == (10, 16)
+    assert (runner.kv_groups, runner.block_size) == ((KVGroup(10),), 16)
     runner.close()
 
 
 def test_the_pool_holds_all_contexts_by_default(runner: Runner, device: str) -> None:
     assert runner.block_size == _core.default_block_size(device)
-    assert runner.num_blocks == 8 * 256 // runner.block_size
+    assert runner.kv_groups == (KVGroup(8 * 256 // runner.block_size),)
 
 
 def test_the_default_pool_follows_max_model_len_and_block_size(folder: Path) -> None:
     runner = make_runner(folder, max_model_len=100, block_size=32)
-    assert (runner.num_blocks, runner.block_size) == (8 * 4, 32)
+    assert (runner.kv_groups, runner.block_size) == ((KVGroup(8 * 4),), 32)
     runner.close()
+
+
+def test_layers_with_a_window_get_fewer_blocks(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, **WINDOWS, max_position_embeddings=4096)
+    options: dict[str, Any] = {"enable_prefix_caching": False, "max_num_batched_tokens": 32}
+    runner = make_runner(folder, **options)
+    contexts = KVGroup(8 * 4096 // 16)
+    assert runner.kv_groups == (KVGroup(8 * (2 + 3) + 4, 20), contexts)
+    runner.close()
+    # A block of each group takes as much here.
+    runner = make_runner(folder, kv_cache_memory_bytes=30 * BLOCK_BYTES, **options)
+    assert runner.kv_groups == (KVGroup(30, 20), KVGroup(30))
+    runner.close()
+    runner = make_runner(folder, kv_cache_memory_bytes=100 * BLOCK_BYTES, **options)
+    assert runner.kv_groups == (KVGroup(44, 20), KVGroup(156))
+    runner.close()
+
+
+def test_a_long_generation_keeps_a_window(tmp_path: Path) -> None:
+    engine = make_engine(write_checkpoint(tmp_path, **WINDOWS), max_num_batched_tokens=32)
+    params = SamplingParams(max_tokens=150, temperature=0.0, ignore_eos=True)
+    engine.add_request("only", {"prompt_token_ids": PROMPT}, params)
+    windowed, full = engine.scheduler.kv_cache.pools
+    used = []
+    while engine.has_unfinished:
+        engine.step()
+        engine.scheduler.check_integrity()
+        used.append(windowed.num_blocks - windowed.num_free)
+    # 19 tokens before the next one lie in three blocks at most, and a step of 32 in two more.
+    assert max(used[2:-1]) == 3
+    assert max(used) <= 5
+    assert full.num_free == full.num_blocks
+    assert engine.stats.generation_tokens == 150
+    engine.close()
 
 
 def test_a_cache_below_one_block_is_refused(folder: Path) -> None:
@@ -134,7 +178,7 @@ def test_the_dtype_of_the_cache_follows(folder: Path, device: str) -> None:
 
 def test_a_gpu_gives_its_memory_to_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weight_bytes = load_checkpoint(folder).weight_bytes
-    blocks: list[int] = []
+    blocks: list[list[int]] = []
 
     def take(*_: Any, **options: Any) -> None:
         blocks.append(options["num_blocks"])
@@ -145,7 +189,7 @@ def test_a_gpu_gives_its_memory_to_the_cache(folder: Path, monkeypatch: pytest.M
         list_devices=lambda: ["cpu", "cuda:0"],
         device_dtypes=lambda _: ["bfloat16", "float16"],
         default_block_size=lambda _: 16,
-        kv_block_bytes=lambda *_, dtype, **__: {"bfloat16": 1000}[dtype],
+        kv_block_bytes=lambda *_, dtype, **__: {"bfloat16": [1000]}[dtype],
         workspace_bytes=lambda *_, max_num_tokens, **__: max_num_tokens,
         available_memory=lambda _: weight_bytes + 512 + 100_000,
         ModelRunner=take,
@@ -154,7 +198,7 @@ def test_a_gpu_gives_its_memory_to_the_cache(folder: Path, monkeypatch: pytest.M
         with pytest.raises(ConfigError, match="cannot load the model: out of memory"):
             make_runner(folder, "auto", **options)
     # 90 % of what weights and workspace leave, if that many contexts need it; or what is asked for.
-    assert blocks == [90, 8 * 2, 100]
+    assert blocks == [[90], [8 * 2], [100]]
     with pytest.raises(ConfigError, match=r"100001\) is more than the 100000 bytes .* cuda:0"):
         make_runner(folder, "auto", kv_cache_memory_bytes=100_001)
 
@@ -317,9 +361,14 @@ def preempted(rig: Rig, engine: Engine, options: SamplingParams) -> RequestOutpu
     return output
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory, device: str) -> Rig:
-    return Rig(write_checkpoint(tmp_path_factory.mktemp("rig"), native_dtype(device)), device)
+@pytest.fixture(scope="module", params=["full", "windows"])
+def rig(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, device: str
+) -> Rig:
+    """A model that sees everything, and one of whose layers one has a window."""
+    changes = WINDOWS if request.param == "windows" else {}
+    folder = tmp_path_factory.mktemp(request.param)
+    return Rig(write_checkpoint(folder, native_dtype(device), **changes), device)
 
 
 @pytest.fixture(scope="module")

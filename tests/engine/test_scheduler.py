@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis.stateful import (
 )
 
 from rapshee_engine.engine.batch_builder import BatchBuilder
+from rapshee_engine.engine.kv_cache import KVGroup
 from rapshee_engine.engine.request import Request, RequestStatus
 from rapshee_engine.engine.scheduler import ScheduledStep, Scheduler
 from rapshee_engine.errors import StepError
@@ -24,9 +26,11 @@ from reference.fake_runner import FakeRunner, greedy_continuation
 BLOCK = 4
 
 
-def make_scheduler(**options: Any) -> Scheduler:
+def make_scheduler(
+    num_blocks: int = 16, groups: Sequence[KVGroup] = (), **options: Any
+) -> Scheduler:
     options = {
-        "num_blocks": 16,
+        "kv_groups": groups or [KVGroup(num_blocks)],
         "block_size": BLOCK,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 16,
@@ -63,7 +67,7 @@ def test_a_prompt_is_computed_in_chunks_and_then_decoded() -> None:
     scheduler.add(make_request("a", list(range(12)), max_tokens=3))
     assert [run_step(scheduler) for _ in range(5)] == [{"a": n} for n in (5, 5, 2, 1, 1)]
     assert not scheduler.has_unfinished
-    assert scheduler.pool.num_free == 16
+    assert scheduler.kv_cache.pools[0].num_free == 16
 
 
 def test_decodes_come_first_and_chunks_take_the_rest() -> None:
@@ -208,10 +212,10 @@ def test_blocks_stay_referenced_until_the_last_step_that_reads_them_is_collected
     assert second is not None
     draw(scheduler, first, token_id=9)
     assert not scheduler.has_unfinished
-    assert scheduler.pool.num_free == 15
+    assert scheduler.kv_cache.pools[0].num_free == 15
     scheduler.check_integrity()
     assert scheduler.update(second, [5]) == [None]
-    assert scheduler.pool.num_free == 16
+    assert scheduler.kv_cache.pools[0].num_free == 16
 
 
 def test_a_block_is_cached_only_when_its_step_was_collected() -> None:
@@ -219,9 +223,9 @@ def test_a_block_is_cached_only_when_its_step_was_collected() -> None:
     scheduler.add(make_request("a", list(range(9))))
     step = scheduler.schedule()
     assert step is not None
-    assert len(scheduler.prefix_cache) == 0
+    assert len(scheduler.kv_cache.prefix_cache) == 0
     draw(scheduler, step)
-    assert len(scheduler.prefix_cache) == 2
+    assert len(scheduler.kv_cache.prefix_cache) == 2
 
 
 def test_blocks_of_a_failed_step_are_never_cached() -> None:
@@ -233,8 +237,8 @@ def test_blocks_of_a_failed_step_are_never_cached() -> None:
     assert second is not None
     assert scheduler.fail(first) == [a]
     assert scheduler.update(second, [5]) == [None]
-    assert len(scheduler.prefix_cache) == 0
-    assert scheduler.pool.num_free == 16
+    assert len(scheduler.kv_cache.prefix_cache) == 0
+    assert scheduler.kv_cache.pools[0].num_free == 16
 
 
 def test_a_launch_that_fails_frees_nothing_that_the_step_before_reads() -> None:
@@ -244,10 +248,10 @@ def test_a_launch_that_fails_frees_nothing_that_the_step_before_reads() -> None:
     assert first is not None
     assert second is not None
     scheduler.fail(second)
-    assert scheduler.pool.num_free == 13
+    assert scheduler.kv_cache.pools[0].num_free == 13
     scheduler.check_integrity()
     draw(scheduler, first)
-    assert scheduler.pool.num_free == 16
+    assert scheduler.kv_cache.pools[0].num_free == 16
 
 
 def test_an_aborted_request_leaves_with_the_steps_that_hold_it() -> None:
@@ -260,7 +264,7 @@ def test_an_aborted_request_leaves_with_the_steps_that_hold_it() -> None:
     assert scheduler.schedule() is None
     draw(scheduler, step)
     assert a.num_output_tokens == 0
-    assert scheduler.pool.num_free == 16
+    assert scheduler.kv_cache.pools[0].num_free == 16
 
 
 # Everything at once
@@ -270,26 +274,36 @@ STOP = 0
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Any order of arrivals, steps, failures and aborts, on a small pool: the bookkeeping stays
-    whole, nothing is read that was not written, everything ends, and every request that was left
-    alone has the tokens that its prompt alone determines."""
+    """Any order of arrivals, steps, failures and aborts, on small pools of layers with and without
+    windows: the bookkeeping stays whole, nothing is read that was not written, everything ends, and
+    every request that was left alone has the tokens that its prompt alone determines."""
 
     @initialize(
-        num_blocks=st.integers(4, 12),
+        groups=st.lists(
+            st.builds(
+                KVGroup, st.integers(4, 12), st.sampled_from([0, 0, 1, 2, 3, 4, 5, 8, 9, 13])
+            ),
+            min_size=1,
+            max_size=3,
+        ),
         max_num_seqs=st.integers(1, 4),
         extra_budget=st.integers(0, 12),
         caching=st.booleans(),
     )
-    def start(self, num_blocks: int, max_num_seqs: int, extra_budget: int, caching: bool) -> None:
+    def start(
+        self, groups: list[KVGroup], max_num_seqs: int, extra_budget: int, caching: bool
+    ) -> None:
         budget = max_num_seqs + extra_budget
+        self.windows = [group.window for group in groups]
         self.scheduler = make_scheduler(
-            num_blocks=num_blocks,
+            groups=groups,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             enable_prefix_caching=caching,
         )
         self.runner = FakeRunner(
-            num_blocks=num_blocks,
+            num_blocks=[group.num_blocks for group in groups],
+            windows=self.windows,
             block_size=BLOCK,
             max_num_tokens=budget,
             max_num_seqs=max_num_seqs,
@@ -298,15 +312,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.builder = BatchBuilder(
             vocab_size=VOCAB,
             block_size=BLOCK,
+            num_kv_groups=len(groups),
             max_num_seqs=max_num_seqs,
-            max_blocks_per_seq=num_blocks,
+            max_blocks_per_seq=20,
         )
-        self.capacity = num_blocks * BLOCK
+        self.capacity = min(self.scheduler.kv_cache.max_sequence_tokens, 80)
         self.requests: list[Request] = []
         self.in_flight: list[tuple[ScheduledStep, int]] = []
 
     @rule(
-        length=st.integers(1, 24),
+        length=st.integers(1, 48),
         alphabet=st.integers(1, 2),
         max_tokens=st.integers(1, 12),
         salt=st.sampled_from(["", "x"]),
@@ -316,7 +331,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add(
         self, length: int, alphabet: int, max_tokens: int, salt: str, penalty: bool, follow: bool
     ) -> None:
-        length = min(length, self.capacity - max_tokens)
+        length = min(length, self.capacity - max_tokens)  # of the smallest pool, 4 at least
         prompt = [1 + i % alphabet for i in range(length)]
         request = Request(
             str(len(self.requests)),
@@ -384,7 +399,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.collect(False)
             self.scheduler.check_integrity()
         assert not self.scheduler.has_unfinished
-        assert self.scheduler.pool.num_free == self.scheduler.pool.num_blocks
+        assert self.scheduler.kv_cache.usage == 0
         for request in self.requests:
             self._check_tokens(request)
 
@@ -397,6 +412,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             vocab_size=VOCAB,
             stop=STOP,
             presence_penalty=request.sampling_params.presence_penalty,
+            windows=self.windows,
         )
         assert output == expected[: len(output)]
         if request.status in (RequestStatus.STOPPED, RequestStatus.LENGTH):

@@ -1,10 +1,11 @@
 """A runner without a model: its next token depends on everything that a real one would read.
 
 Keys and values are stand-ins, (token, position) a slot. Each step writes them by ``slot_mapping``
-and reads whole histories back through ``block_tables`` and ``seq_lens``, so a wrong table, slot,
-position or length, a block that is reused too early or a prefix that never was computed is an
-`AssertionError` or another text. Steps are executed when they are collected, in order: nothing can
-be read early. What depends on a failed step is `_POISONED`, a token that nobody may accept.
+and reads histories, or what a group's window shows of them, back through ``block_tables`` and
+``seq_lens``, so a wrong table, slot, position or length, a block that is reused too early or a
+prefix that never was computed is an `AssertionError` or another text. Steps are executed when they
+are collected, in order: nothing can be read early. What depends on a failed step is `_POISONED`, a
+token that nobody may accept.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from rapshee_engine.config import EngineConfig
 from rapshee_engine.engine.batch_builder import StepInput
 from rapshee_engine.engine.engine import Engine
+from rapshee_engine.engine.kv_cache import KVGroup
 from rapshee_engine.errors import EngineDeadError
 from rapshee_engine.tokenizer.chat_template import ChatTemplate
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
@@ -70,7 +72,8 @@ def make_library_tokenizer() -> tokenizers.Tokenizer:
 
 def make_engine(
     *,
-    num_blocks: int = 64,
+    num_blocks: int | Sequence[int] = 64,
+    windows: Sequence[int] = (0,),
     block_size: int = 4,
     max_position: int = 64,
     has_chat_template: bool = True,
@@ -82,6 +85,7 @@ def make_engine(
     config = EngineConfig(model="fake", **options)
     runner = FakeRunner(
         num_blocks=num_blocks,
+        windows=windows,
         block_size=block_size,
         max_num_tokens=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
@@ -139,14 +143,16 @@ class FakeRunner:
     def __init__(
         self,
         *,
-        num_blocks: int,
+        num_blocks: int | Sequence[int],
         block_size: int,
+        windows: Sequence[int] = (0,),
         max_num_tokens: int = 32,
         max_num_seqs: int = 8,
         vocab_size: int = VOCAB_SIZE,
         is_asynchronous: bool = False,
     ) -> None:
-        self.num_blocks = num_blocks
+        counts = [num_blocks] * len(windows) if isinstance(num_blocks, int) else num_blocks
+        self.kv_groups = tuple(KVGroup(n, w) for n, w in zip(counts, windows, strict=True))
         self.block_size = block_size
         self.vocab_size = vocab_size
         self.is_asynchronous = is_asynchronous
@@ -160,8 +166,9 @@ class FakeRunner:
         self._max_num_tokens = max_num_tokens
         self._max_num_seqs = max_num_seqs
         self._is_dead = False
-        self._tokens = np.full(num_blocks * block_size, _UNWRITTEN, np.int32)
-        self._positions = np.full(num_blocks * block_size, _UNWRITTEN, np.int32)
+        slots = (len(windows), max(counts) * block_size)
+        self._tokens = np.full(slots, _UNWRITTEN, np.int32)
+        self._positions = np.full(slots, _UNWRITTEN, np.int32)
         self._states: dict[int, _SetState] = {}
         self._queue: deque[_Step | _SetState] = deque()
 
@@ -221,28 +228,41 @@ class FakeRunner:
         if pending.any():
             assert step.previous is not None, "refers to a step that is not in flight"
             token_ids[pending] = step.previous.token_ids[~token_ids[pending]]
-        written = a["slot_mapping"] >= 0
-        self._tokens[a["slot_mapping"][written]] = token_ids[written]
-        self._positions[a["slot_mapping"][written]] = a["positions"][written]
-        histories = [self._history(a, s) for s in range(len(a["seq_lens"]))]
+        for group, slots in enumerate(a["slot_mapping"]):
+            written = slots >= 0
+            self._tokens[group, slots[written]] = token_ids[written]
+            self._positions[group, slots[written]] = a["positions"][written]
+        histories = [
+            [self._history(a, group, s) for group in range(len(self.kv_groups))]
+            for s in range(len(a["seq_lens"]))
+        ]
         output = self._sample(step, histories)
         step.token_ids = output.token_ids
         step.previous = None
         return output
 
-    def _history(self, a: Mapping[str, npt.NDArray[Any]], s: int) -> npt.NDArray[np.int32]:
-        positions = np.arange(a["seq_lens"][s])
-        blocks = a["block_tables"][s][positions // self.block_size]
+    def _first_seen(self, a: Mapping[str, npt.NDArray[Any]], group: int, s: int) -> int:
+        """The first position that the group's window shows to a query of the step."""
+        window, first_query = self.kv_groups[group].window, a["query_start_loc"][s]
+        return max(0, int(a["positions"][first_query]) + 1 - window) if window else 0
+
+    def _history(
+        self, a: Mapping[str, npt.NDArray[Any]], group: int, s: int
+    ) -> npt.NDArray[np.int32]:
+        """Tokens by position; those that nobody sees are not read."""
+        positions = np.arange(self._first_seen(a, group, s), a["seq_lens"][s])
+        blocks = a["block_tables"][group, s][positions // self.block_size]
         slots = blocks * self.block_size + positions % self.block_size
-        stored = self._positions[slots]
-        history: npt.NDArray[np.int32] = self._tokens[slots]
-        assert (blocks >= 0).all(), "the table is too short"
+        stored = self._positions[group, slots]
+        history = np.full(a["seq_lens"][s], _UNWRITTEN, np.int32)
+        history[positions] = self._tokens[group, slots]
+        assert (blocks >= 0).all(), "the table lacks blocks"
         if (stored == _POISONED).any() or (history == _POISONED).any():
             return np.full_like(history, _POISONED)
         assert np.array_equal(stored, positions), f"sequence {s} reads positions {stored.tolist()}"
         return history
 
-    def _sample(self, step: _Step, histories: list[npt.NDArray[np.int32]]) -> FakeStepOutput:
+    def _sample(self, step: _Step, histories: list[list[npt.NDArray[np.int32]]]) -> FakeStepOutput:
         a = step.arrays
         masks = iter(()) if step.masks is None else iter(step.masks)
         num_rows, width = len(a["sample_rows"]), int(a["num_logprobs"].max(initial=0))
@@ -255,18 +275,25 @@ class FakeRunner:
         )
         for r, row in enumerate(a["sample_rows"].tolist()):
             s = int(np.searchsorted(a["query_start_loc"], row, side="right")) - 1
-            history = histories[s][: a["positions"][row] + 1]
-            if history[0] == _POISONED:
+            end = int(a["positions"][row]) + 1
+            if any(history[-1] == _POISONED for history in histories[s]):
                 output.token_ids[r] = _POISONED
                 continue
             if int(a["seed"][r]) in self.unsamplable_seeds:
                 output.token_ids[r], output.logprobs[r] = -1, np.nan
                 continue
-            logits = _logits(history, self.vocab_size)
+            windows = [group.window for group in self.kv_groups]
+            seen = [
+                h[max(0, end - (w or end)) : end]
+                for w, h in zip(windows, histories[s], strict=True)
+            ]
+            logits = _logits(seen, self.vocab_size)
             token_id = int(a["target_ids"][r])
             if token_id < 0:
                 mask = next(masks) if a["needs_mask"][r] else None
-                token_id = self._draw(a, r, logits, history.tolist(), mask)
+                token_id = self._draw(
+                    a, r, logits, max(map(np.ndarray.tolist, seen), key=len), mask
+                )
             logprobs = logits - np.log(np.exp(logits).sum())
             top = np.argsort(-logprobs, kind="stable")
             count = int(a["num_logprobs"][r])
@@ -292,8 +319,9 @@ class FakeRunner:
         slot = int(a["state_slot"][r])
         if slot >= 0:
             state = self._states[slot]
-            assert state.token_ids == history, f"slot {slot} counts other tokens than were read"
-            for token in set(history[state.num_prompt_tokens :]):
+            counted = state.token_ids[-len(history) :]
+            assert counted == history, f"slot {slot} counts other tokens than were read"
+            for token in set(state.token_ids[state.num_prompt_tokens :]):
                 logits[token] -= a["presence_penalty"][r]
         if a["temperature"][r] > 0:
             key = blake2b(f"{a['seed'][r]} {a['draw_index'][r]}".encode(), digest_size=8)
@@ -316,17 +344,20 @@ class FakeRunner:
         self, new: Mapping[str, npt.NDArray[Any]], old: Mapping[str, npt.NDArray[Any]]
     ) -> None:
         """A block that a step in flight reads may only be written behind what that step sees."""
-        seen: dict[int, int] = {}
-        for table, seq_len in zip(old["block_tables"].tolist(), old["seq_lens"], strict=True):
-            for block in table[: -(-int(seq_len) // self.block_size)]:
-                seen[block] = max(seen.get(block, 0), int(seq_len))
-        blocks = (new["slot_mapping"] // self.block_size).tolist()
-        for block, position in zip(blocks, new["positions"].tolist(), strict=True):
-            assert position >= seen.get(block, 0), f"block {block} is reused while in flight"
+        for group, tables in enumerate(old["block_tables"].tolist()):
+            seen: dict[int, int] = {}
+            for s, (table, seq_len) in enumerate(zip(tables, old["seq_lens"], strict=True)):
+                first = self._first_seen(old, group, s) // self.block_size
+                for block in table[first : -(-int(seq_len) // self.block_size)]:
+                    seen[block] = max(seen.get(block, 0), int(seq_len))
+            blocks = (new["slot_mapping"][group] // self.block_size).tolist()
+            for block, position in zip(blocks, new["positions"].tolist(), strict=True):
+                assert position >= seen.get(block, 0), f"block {block} is reused while in flight"
 
     def _poison(self, step: _Step) -> None:
         """What a failed step has written is worth nothing, nor is what follows from it."""
-        self._positions[step.arrays["slot_mapping"]] = _POISONED
+        for group, slots in enumerate(step.arrays["slot_mapping"]):
+            self._positions[group, slots] = _POISONED
         step.token_ids = np.full(len(step.arrays["sample_rows"]), _POISONED, np.int32)
 
     def _failure(self, error: Exception) -> Exception:
@@ -345,11 +376,13 @@ def greedy_continuation(
     vocab_size: int,
     stop: int,
     presence_penalty: float = 0.0,
+    windows: Sequence[int] = (0,),
 ) -> list[int]:
     """What greedy sampling gives for a prompt that is alone, up to and with ``stop``."""
     history = list(prompt)
     for _ in range(max_tokens):
-        logits = _logits(np.array(history, np.int32), vocab_size)
+        seen = [np.array(history[-window:], np.int32) for window in windows]
+        logits = _logits(seen, vocab_size)
         for token in set(history[len(prompt) :]):
             logits[token] -= np.float32(presence_penalty)
         history.append(int(np.argmax(logits)))
@@ -358,8 +391,9 @@ def greedy_continuation(
     return history[len(prompt) :]
 
 
-def _logits(history: npt.NDArray[np.int32], vocab_size: int) -> npt.NDArray[np.float64]:
-    key = blake2b(history.tobytes(), digest_size=16).digest()
+def _logits(seen: Sequence[npt.NDArray[np.int32]], vocab_size: int) -> npt.NDArray[np.float64]:
+    """``seen``: what each group of layers sees of the tokens so far."""
+    key = blake2b(b"".join(tokens.tobytes() for tokens in seen), digest_size=16).digest()
     generator = np.random.Generator(np.random.Philox(int.from_bytes(key, "little")))
     return 2.0 * generator.standard_normal(vocab_size)
 
@@ -377,9 +411,10 @@ _DTYPES = {
     "draw_index": np.uint32,
     "needs_mask": np.uint8,
 }
-_BY_TOKEN = ("token_ids", "positions", "slot_mapping")
+_BY_TOKEN = ("token_ids", "positions")
 _NOT_BY_ROW = (
     *_BY_TOKEN,
+    "slot_mapping",
     "query_start_loc",
     "seq_lens",
     "block_tables",
@@ -404,8 +439,10 @@ def _check_arrays(a: Mapping[str, npt.NDArray[Any]], runner: FakeRunner) -> None
     assert len(a["query_start_loc"]) == num_seqs + 1
     assert len(a["bias_indptr"]) == num_rows + 1
     assert a["bias_indptr"][-1] == len(a["bias_ids"]) == len(a["bias_values"])
-    assert a["block_tables"].shape[0] == num_seqs
-    assert a["block_tables"].max() < runner.num_blocks
+    assert a["slot_mapping"].shape == (len(runner.kv_groups), num_tokens)
+    assert a["block_tables"].shape[:2] == (len(runner.kv_groups), num_seqs)
+    for group, tables in zip(runner.kv_groups, a["block_tables"], strict=True):
+        assert tables.max() < group.num_blocks
     lens = np.diff(a["query_start_loc"])
     assert (lens > 0).all()
     assert (np.diff((lens > 1).astype(int)) >= 0).all(), "one-token sequences come first"

@@ -76,7 +76,7 @@ def score(
     runner: _core.ModelRunner, prompts: Sequence[Prompt], chunk_sizes: Sequence[int]
 ) -> list[Scores]:
     """Feed the prompts side by side; sequence i goes in chunks of ``chunk_sizes[i % n]``."""
-    free = np.random.default_rng(1).permutation(runner.num_blocks).tolist()
+    free = np.random.default_rng(1).permutation(runner.num_blocks[0]).tolist()
     blocks = [[free.pop() for _ in range(-(-len(p) // BLOCK_SIZE))] for p in prompts]
     sizes = [chunk_sizes[i % len(chunk_sizes)] for i in range(len(prompts))]
     done = [0] * len(prompts)

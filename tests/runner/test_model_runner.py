@@ -412,7 +412,7 @@ def test_wrong_block_sizes_are_refused(folder: Path, block_size: int) -> None:
     config = native_config(load_checkpoint(folder).config)
     with pytest.raises(ValueError, match=f"block_size: got {block_size}"):
         _core.ModelRunner(
-            config, [], num_blocks=1, block_size=block_size, max_num_tokens=1, max_num_seqs=1,
+            config, [], num_blocks=[1], block_size=block_size, max_num_tokens=1, max_num_seqs=1,
             threads=1,
         )  # fmt: skip
 
@@ -426,7 +426,7 @@ def test_a_missing_tensor_is_named(folder: Path) -> None:
     config = native_config(load_checkpoint(folder).config)
     with pytest.raises(_core.WeightError, match=r"embed\.weight"):
         _core.ModelRunner(
-            config, [], num_blocks=1, block_size=16, max_num_tokens=1, max_num_seqs=1, threads=1
+            config, [], num_blocks=[1], block_size=16, max_num_tokens=1, max_num_seqs=1, threads=1
         )
 
 
@@ -455,7 +455,7 @@ def test_hostile_entries_are_refused(folder: Path, change: dict[str, object], me
     with pytest.raises(_core.WeightError, match=message):
         _core.ModelRunner(
             native_config(checkpoint.config), [_core.TensorEntry(**c) for c in columns],
-            num_blocks=1, block_size=16, max_num_tokens=1, max_num_seqs=1, threads=2,
+            num_blocks=[1], block_size=16, max_num_tokens=1, max_num_seqs=1, threads=2,
         )  # fmt: skip
 
 
@@ -465,7 +465,7 @@ def test_a_named_pipe_is_no_weight_file(folder: Path, tmp_path: Path) -> None:
     entry = _core.TensorEntry("embed.weight", "f32", [160, 64], str(tmp_path / "pipe"), 0, 40960)
     with pytest.raises(_core.WeightError, match="not a regular file"):
         _core.ModelRunner(
-            config, [entry], num_blocks=1, block_size=16, max_num_tokens=1, max_num_seqs=1,
+            config, [entry], num_blocks=[1], block_size=16, max_num_tokens=1, max_num_seqs=1,
             threads=1,
         )  # fmt: skip
 
@@ -508,9 +508,9 @@ def test_a_cache_larger_than_any_memory_is_refused() -> None:
     entries = [random_entry("embed.weight", 1, 1), random_entry("final_norm.weight", 1)]
     for layer in range(layers):
         entries += random_layer(layer, heads * head_dim)
-    with pytest.raises(_core.DeviceError, match="blocks of 34359738368 bytes for the KV cache"):
+    with pytest.raises(_core.DeviceError, match="blocks of 1073741824 bytes for the KV cache"):
         _core.ModelRunner(
-            config, entries, num_blocks=2**30 - 1, block_size=4096, max_num_tokens=1,
+            config, entries, num_blocks=[2**30 - 1], block_size=4096, max_num_tokens=1,
             max_num_seqs=1, threads=1,
         )  # fmt: skip
 
@@ -530,7 +530,7 @@ def test_quantised_biases_cannot_be_reordered() -> None:
     ]
     with pytest.raises(_core.WeightError, match="cannot be put in order"):
         _core.ModelRunner(
-            config, entries, num_blocks=1, block_size=16, max_num_tokens=1, max_num_seqs=1,
+            config, entries, num_blocks=[1], block_size=16, max_num_tokens=1, max_num_seqs=1,
             threads=1,
         )  # fmt: skip
 

@@ -13,15 +13,26 @@ from reference.steps import Chunk, StepArrays, make_runner, make_step
 from reference.tiny_llama import make_config, make_weights, write_hf_folder
 
 VOCAB = 160
+WINDOW = 12  # of the second of two layers
+BOTH = (0, 0)  # both groups of layers have all blocks
 # Two sequences: a decode row at position 16, and a prompt of five whose last token draws.
-CHUNKS = [Chunk([7], 16, [3, 5]), Chunk([1, 2, 3, 4, 5], 0, [2])]
+CHUNKS = [
+    Chunk([7], 16, [3, 5], dropped=BOTH),
+    Chunk([1, 2, 3, 4, 5], 0, [2], dropped=BOTH),
+]
 FIELDS = sorted(make_step(CHUNKS))
-FLAT_FIELDS = [name for name in FIELDS if name != "block_tables"]
+FLAT_FIELDS = [name for name in FIELDS if name not in ("block_tables", "slot_mapping")]
 
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_core.ModelRunner]:
-    config = make_config(max_position_embeddings=40)
+    config = make_config(
+        model_type="qwen3",
+        max_position_embeddings=40,
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+        layer_types=["full_attention", "sliding_attention"],
+    )
     folder = write_hf_folder(tmp_path_factory.mktemp("tiny"), config, make_weights(config, seed=1))
     runner = make_runner(folder, num_blocks=8, max_num_tokens=12, max_num_seqs=3)
     yield runner
@@ -98,13 +109,16 @@ WRONG_ELEMENTS = [
     ("token_ids", 0, [VOCAB, 2**31 - 1, -4, -(2**31)]),
     ("positions", 0, [-1, 0, 15, 17, 2**31 - 1]),
     ("positions", 2, [0, 2]),
-    ("slot_mapping", 0, [-2, 0, 5 * 16 + 1, 3 * 16, 8 * 16, 2**62]),
+    ("slot_mapping", (0, 0), [-2, 0, 5 * 16 + 1, 3 * 16, 8 * 16, 2**62]),
+    ("slot_mapping", (1, 0), [-2, 5 * 16 + 1, 8 * 16]),
     ("query_start_loc", 0, [-1, 1]),
     ("query_start_loc", 1, [0, -5, 6, 7]),
     ("query_start_loc", 2, [5, 7]),
     ("seq_lens", 0, [0, -1, 16, 18, 41, 2**31 - 1]),
-    ("block_tables", (0, 0), [-1, 8, 2**31 - 1]),
-    ("block_tables", (1, 0), [-1, 8]),
+    ("block_tables", (0, 0, 0), [-1, 8, 2**31 - 1]),
+    ("block_tables", (0, 1, 0), [-1, 8]),
+    ("block_tables", (1, 0, 0), [-1, 8]),
+    ("block_tables", (1, 0, 1), [-1, 8]),
     ("sample_rows", 1, [-1, 6]),
     ("target_ids", 1, [-2, VOCAB]),
     ("temperature", 0, [-0.1, np.nan, np.inf]),
@@ -154,15 +168,15 @@ def test_any_mask_flag_but_zero_asks_for_a_mask(runner: _core.ModelRunner) -> No
 def test_steps_without_tokens_or_sequences(runner: _core.ModelRunner) -> None:
     step = make_step(CHUNKS)
     for name, array in step.items():
-        step[name] = array[:0]
+        step[name] = array[:, :0].copy() if array.ndim > 1 else array[:0]
     step["query_start_loc"] = step["bias_indptr"] = np.zeros(1, np.int32)
     assert_refused(runner, step, "token_ids: got 0 tokens, expected 1 to 12")
 
 
 def test_more_tokens_or_sequences_than_fit(runner: _core.ModelRunner) -> None:
-    many = [Chunk([1], 0, [i]) for i in range(4)]
+    many = [Chunk([1], 0, [i], dropped=BOTH) for i in range(4)]
     assert_refused(runner, make_step(many), "seq_lens: got 4 sequences, expected 1 to 3")
-    long = [Chunk([1] * 13, 0, [0])]
+    long = [Chunk([1] * 13, 0, [0], dropped=BOTH)]
     assert_refused(runner, make_step(long), "token_ids: got 13 tokens, expected 1 to 12")
 
 
@@ -171,30 +185,61 @@ def test_long_sequences_come_last(runner: _core.ModelRunner) -> None:
 
 
 def test_a_context_beyond_the_models(runner: _core.ModelRunner) -> None:
-    step = make_step([Chunk([1], 40, [0, 1, 2])])
+    step = make_step([Chunk([1], 40, [0, 1, 2], dropped=BOTH)])
     assert_refused(runner, step, r"seq_lens\[0\]: got 41, expected 1 to 40")
 
 
 def test_a_table_too_narrow_for_the_length(runner: _core.ModelRunner) -> None:
     step = make_step(CHUNKS)
-    step["block_tables"] = step["block_tables"][:, :1].copy()
+    step["block_tables"] = step["block_tables"][..., :1].copy()
     assert_refused(runner, step, r"seq_lens\[0\]: got 17, expected 1 to 16")
-    step["block_tables"] = step["block_tables"][:, :0].copy()
+    step["block_tables"] = step["block_tables"][..., :0].copy()
     assert_refused(runner, step, r"seq_lens\[0\]: got 17, expected 1 to 0")
 
 
 def test_tables_for_another_number_of_sequences(runner: _core.ModelRunner) -> None:
     step = make_step(CHUNKS)
-    step["block_tables"] = step["block_tables"][:1].copy()
-    assert_refused(runner, step, "block_tables: got 2 elements, expected 4")
+    step["block_tables"] = step["block_tables"][:, :1].copy()
+    assert_refused(runner, step, "block_tables: got 4 elements, expected 8")
+
+
+def test_tables_and_slots_of_another_number_of_groups(runner: _core.ModelRunner) -> None:
+    one = make_step([Chunk(c.token_ids, c.start, c.blocks) for c in CHUNKS])
+    assert_refused(runner, one, "block_tables: got 1 groups of layers, expected 2")
+    step = make_step(CHUNKS)
+    assert_refused(
+        runner, step | {"slot_mapping": one["slot_mapping"]}, "slot_mapping: got 1 groups of layers"
+    )
+
+
+@pytest.mark.parametrize(("start", "dropped"), [(26, 0), (27, 1), (28, 1), (39, 1)])
+def test_blocks_may_be_gone_that_no_window_reaches(
+    runner: _core.ModelRunner, start: int, dropped: int
+) -> None:
+    chunk = Chunk([7], start, [3, 5, 1], dropped=(0, dropped))
+    assert runner.collect(runner.launch(**make_step([chunk]))).token_ids[0] >= 0
+    too_many = Chunk([7], start, [3, 5, 1], dropped=(0, dropped + 1))
+    assert_refused(runner, make_step([too_many]), rf"block_tables\[1, 0, {dropped}\]: got -1")
+    with_full = Chunk([7], start, [3, 5, 1], dropped=(1, dropped))
+    assert_refused(runner, make_step([with_full]), r"block_tables\[0, 0, 0\]: got -1")
+
+
+def test_the_first_token_of_a_chunk_sees_furthest_back(runner: _core.ModelRunner) -> None:
+    for start, is_gone in ((26, False), (27, True)):
+        step = make_step([Chunk(range(5), start, [3, 5, 1], dropped=(0, 1))])
+        if is_gone:
+            runner.collect(runner.launch(**step))
+        else:
+            assert_refused(runner, step, r"block_tables\[1, 0, 0\]: got -1, expected 0 to 7")
 
 
 def test_a_table_without_rows_whose_size_overflows(runner: _core.ModelRunner) -> None:
     step = make_step(CHUNKS)
     step["seq_lens"] = np.ones(16, np.int32)
     step["query_start_loc"] = np.arange(17, dtype=np.int32)
-    step["block_tables"] = np.empty((0, 2**60), np.int32)  # 16 * 2^60 is 0 in 64 bits
-    assert_refused(runner, step, "block_tables: got 1152921504606846976 columns")
+    step["slot_mapping"] = np.zeros((2, 6), np.int64)
+    step["block_tables"] = np.empty((2, 0, 2**59), np.int32)  # 2 * 16 * 2^59 is 0 in 64 bits
+    assert_refused(runner, step, "block_tables: got 576460752303423488 columns")
 
 
 def test_a_state_slot_draws_once_a_step(runner: _core.ModelRunner) -> None:

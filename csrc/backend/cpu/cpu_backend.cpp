@@ -105,7 +105,9 @@ DType CpuBackend::allocate_cache(const ModelConfig& config, bool all_f32) {
   const DType kv_dtype = wide ? DType::kF32 : DType::kBF16;
   layout_ = {kv_dtype, config.head_dim, options_.block_size};
   const size_t block = kv_block_bytes("cpu", config, kv_dtype, options_.block_size);
-  const auto blocks = static_cast<size_t>(options_.num_blocks);
+  kv_groups_ = config.kv_groups();
+  first_kv_block_ = config.first_kv_blocks(options_.num_blocks);
+  const auto blocks = static_cast<size_t>(first_kv_block_.back());
   if (blocks > std::numeric_limits<size_t>::max() / block) {
     throw DeviceError(concat("out of memory: cannot allocate ", blocks, " blocks of ", block,
                              " bytes for the KV cache"));
@@ -348,7 +350,7 @@ void CpuBackend::out_proj(const OutProjArgs& args) {
 
 std::byte* CpuBackend::cache(int layer, int64_t block, int kv_head) {
   const int64_t head =
-      (int64_t{layer} * options_.num_blocks + block) * config_.num_kv_heads + kv_head;
+      (first_kv_block_[static_cast<size_t>(layer)] + block) * config_.num_kv_heads + kv_head;
   return cache_.data() + static_cast<size_t>(head) * layout_.head_bytes();
 }
 
@@ -381,7 +383,8 @@ void CpuBackend::rotate_and_cache(const AttentionArgs& args, int token) {
   normalize_heads(args.k_norm, k, config_.num_kv_heads);
   rotate_heads(rope, token, q, config_.num_heads);
   rotate_heads(rope, token, k, config_.num_kv_heads);
-  const int64_t slot = batch_.slot_mapping[token];
+  const size_t row = group_of(args.layer) * static_cast<size_t>(batch_.num_tokens);
+  const int64_t slot = batch_.slot_mapping[row + static_cast<size_t>(token)];
   if (slot < 0) return;
   const auto offset = static_cast<int>(slot % options_.block_size);
   for (int h = 0; h < config_.num_kv_heads; ++h) {
@@ -402,6 +405,7 @@ void CpuBackend::paged_attention(const AttentionArgs& args) {
   const CpuBuffer& qkv = cpu(args.qkv);
   CpuBuffer& out = cpu(args.out);
   const int heads = config_.num_kv_heads;
+  const int64_t table = static_cast<int64_t>(group_of(args.layer)) * batch_.num_seqs;
   const int num_tasks = static_cast<int>(tiles_.size()) * heads;
   // The last tiles of a prompt see the most keys: they come first, the short ones fill the end.
   parallel(num_tasks, [&](int task, int worker) {
@@ -423,7 +427,7 @@ void CpuBackend::paged_attention(const AttentionArgs& args) {
         .window = config_.layers[static_cast<size_t>(args.layer)].window,
         .cache = cache(args.layer, 0, head),
         .block_stride = static_cast<int64_t>(layout_.head_bytes()) * heads,
-        .block_table = batch_.block_tables + int64_t{tile.seq} * batch_.max_blocks,
+        .block_table = batch_.block_tables + (table + tile.seq) * batch_.max_blocks,
         .block_size = options_.block_size,
     };
     kernels_.attention(layout_.dtype, t, scratch(worker));

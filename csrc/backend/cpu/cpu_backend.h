@@ -127,6 +127,9 @@ class CpuBackend final : public Backend {
   void rotate_and_cache(const AttentionArgs& args, int token);
   bool wants_logits(int row) const;
   std::byte* cache(int layer, int64_t block, int kv_head);
+  size_t group_of(int layer) const {
+    return static_cast<size_t>(kv_groups_[static_cast<size_t>(layer)]);
+  }
   template <class F>
   void parallel(int num_tasks, F&& task);
   std::byte* scratch(int worker) { return scratch_[static_cast<size_t>(worker)].data(); }
@@ -139,6 +142,8 @@ class CpuBackend final : public Backend {
 
   ModelConfig config_;
   CacheLayout layout_;
+  std::vector<int> kv_groups_;           // [layers] which block tables and slots are a layer's
+  std::vector<int64_t> first_kv_block_;  // [layers + 1]
   AlignedBuffer cache_;
   ActMemory acts_;                      // prepared inputs of large batches
   ActMemory hidden_;                    // gated hidden rows of the MLP

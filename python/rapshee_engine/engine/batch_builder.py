@@ -81,6 +81,7 @@ class BatchBuilder:
         *,
         vocab_size: int,
         block_size: int,
+        num_kv_groups: int = 1,
         max_num_seqs: int,
         max_blocks_per_seq: int,
         end_token_ids: frozenset[int] = frozenset(),
@@ -91,8 +92,9 @@ class BatchBuilder:
         self._columns = _Columns(max_num_seqs + 1)
         self._neutral_slot = max_num_seqs
         width = -(-max_blocks_per_seq // _TABLE_ALIGNMENT) * _TABLE_ALIGNMENT
-        self._tables = np.full((max_num_seqs, width), -1, np.int32)
+        self._tables = np.full((num_kv_groups, max_num_seqs, width), -1, np.int32)
         self._table_lens = [0] * max_num_seqs
+        self._num_dropped = [[0] * num_kv_groups for _ in range(max_num_seqs)]
         self._admissions = [-1] * max_num_seqs
         self._sample_rows = [-1] * max_num_seqs  # output row in the last step that sampled it
         self._biases: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = {}
@@ -129,15 +131,20 @@ class BatchBuilder:
         if self._admissions[slot] != sequence.admission:
             self._admissions[slot] = sequence.admission
             self._fill_slot(slot, request)
-        known, num_blocks = self._table_lens[slot], len(request.block_table)
+        known, num_blocks = self._table_lens[slot], len(request.block_tables[0])
         if known != num_blocks:
-            self._tables[slot, known:num_blocks] = request.block_table[known:]
+            for group, table in enumerate(request.block_tables):
+                self._tables[group, slot, known:num_blocks] = table[known:]
             self._table_lens[slot] = num_blocks
+        if self._num_dropped[slot] != request.num_dropped_blocks:
+            self._num_dropped[slot] = list(request.num_dropped_blocks)
+            for group, num_dropped in enumerate(request.num_dropped_blocks):
+                self._tables[group, slot, :num_dropped] = -1
 
     def _fill_slot(self, slot: int, request: Request) -> None:
         params = request.sampling_params
         self._columns.fill(slot, request)
-        self._tables[slot] = -1
+        self._tables[:, slot] = -1
         self._table_lens[slot] = 0
         self._biases.pop(slot, None)
         if params.logit_bias:
@@ -178,17 +185,17 @@ class BatchBuilder:
         token_ids = np.array(rows.token_ids, np.int32)
         positions = np.arange(len(token_ids), dtype=np.int32)
         positions += np.repeat(starts - query_start_loc[:-1], lens)
-        blocks = self._tables[np.repeat(slots, lens), positions // self._block_size]
+        blocks = self._tables[:, np.repeat(slots, lens), positions // self._block_size]
         slot_mapping = blocks.astype(np.int64) * self._block_size + positions % self._block_size
         longest = max(self._table_lens[s.slot] for s in step.sequences)
         width = -(-longest // _TABLE_ALIGNMENT) * _TABLE_ALIGNMENT
         return {
             "token_ids": token_ids,
             "positions": positions,
-            "slot_mapping": slot_mapping,
+            "slot_mapping": np.ascontiguousarray(slot_mapping),
             "query_start_loc": query_start_loc,
             "seq_lens": starts + lens,
-            "block_tables": np.ascontiguousarray(self._tables[slots, :width]),
+            "block_tables": np.ascontiguousarray(self._tables[:, slots, :width]),
         }
 
     # Bias and masks

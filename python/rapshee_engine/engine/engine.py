@@ -84,25 +84,26 @@ class Engine:
         self.stats = EngineStats()
         self.dead: EngineDeadError | None = None
         eos_token_ids |= tokenizer.eos_token_ids
-        self.input_processor = InputProcessor(
-            tokenizer=tokenizer,
-            vocab_size=runner.vocab_size,
-            max_model_len=self.max_model_len,
-            kv_cache_tokens=runner.num_blocks * runner.block_size,
-            eos_token_ids=eos_token_ids,
-        )
         self.scheduler = Scheduler(
-            num_blocks=runner.num_blocks,
+            kv_groups=runner.kv_groups,
             block_size=runner.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
         )
+        self.input_processor = InputProcessor(
+            tokenizer=tokenizer,
+            vocab_size=runner.vocab_size,
+            max_model_len=self.max_model_len,
+            kv_cache_tokens=self.scheduler.kv_cache.max_sequence_tokens,
+            eos_token_ids=eos_token_ids,
+        )
         self._builder = BatchBuilder(
             vocab_size=runner.vocab_size,
             block_size=runner.block_size,
+            num_kv_groups=len(runner.kv_groups),
             max_num_seqs=config.max_num_seqs,
-            max_blocks_per_seq=self.scheduler.pool.blocks_for(self.max_model_len),
+            max_blocks_per_seq=self.scheduler.kv_cache.blocks_for(self.max_model_len),
             end_token_ids=eos_token_ids,
         )
         overlap = config.async_scheduling
@@ -375,7 +376,7 @@ class Engine:
         stats.num_running = len(scheduler.running)
         stats.num_waiting = len(scheduler.waiting)
         stats.num_preemptions = scheduler.num_preemptions
-        stats.kv_cache_usage = 1.0 - scheduler.pool.num_free / scheduler.pool.num_blocks
+        stats.kv_cache_usage = scheduler.kv_cache.usage
 
     def _observe_prompt(self, group: RequestGroup) -> None:
         if not group.is_prompt_counted:

@@ -27,7 +27,7 @@ class InputProcessor:
 
     Attributes:
         max_model_len: context length in tokens.
-        kv_cache_tokens: tokens that the whole KV pool holds.
+        kv_cache_tokens: tokens of the longest sequence that the KV cache can serve.
         eos_token_ids: tokens that end a completion unless ``ignore_eos``.
     """
 

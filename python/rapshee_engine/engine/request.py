@@ -40,7 +40,9 @@ class Request:
             this one waits, to find the blocks in the prefix cache.
         arrival: position in the order of arrival.
         stop_reason: stop string or stop token that ended it; None for end-of-sequence.
-        block_table: physical block of each logical block.
+        block_tables: for each group of layers, the physical block of each logical block; -1 where
+            it was given back, as no window reaches it any more. Empty while not running.
+        num_dropped_blocks: for each group, how many of them, all at the start.
         block_digests: chained digest of each full block of ``token_ids``, as far as computed.
         num_hashed_blocks: leading blocks that were offered to the prefix cache.
         num_computed_tokens: tokens whose keys and values are written by a collected step or one
@@ -59,13 +61,14 @@ class Request:
         "admission",
         "arrival",
         "block_digests",
-        "block_table",
+        "block_tables",
         "cache_salt",
         "leader",
         "max_tokens",
         "num_cached_tokens",
         "num_collected_tokens",
         "num_computed_tokens",
+        "num_dropped_blocks",
         "num_hashed_blocks",
         "num_pending_samples",
         "num_preemptions",
@@ -110,7 +113,8 @@ class Request:
         self.arrival = -1
         self.status = RequestStatus.WAITING
         self.stop_reason: str | int | None = None
-        self.block_table: list[int] = []
+        self.block_tables: list[list[int]] = []
+        self.num_dropped_blocks: list[int] = []
         self.block_digests: list[bytes] = []
         self.num_hashed_blocks = 0
         self.num_computed_tokens = 0

@@ -15,6 +15,8 @@ from tqdm import tqdm
 from rapshee_engine import _core
 from rapshee_engine.config import EngineConfig
 from rapshee_engine.engine.batch_builder import StepInput
+from rapshee_engine.engine.kv_cache import KVGroup
+from rapshee_engine.engine.kv_sizing import share_memory, wanted_blocks
 from rapshee_engine.errors import (
     ConfigError,
     EngineDeadError,
@@ -70,7 +72,7 @@ class StepRunner(Protocol):
     @property
     def block_size(self) -> int: ...
     @property
-    def num_blocks(self) -> int: ...
+    def kv_groups(self) -> tuple[KVGroup, ...]: ...
     @property
     def is_asynchronous(self) -> bool:
         """Whether a step leaves the host's cores free."""
@@ -141,8 +143,9 @@ class Runner:
         return self._runner.block_size
 
     @property
-    def num_blocks(self) -> int:
-        return self._runner.num_blocks
+    def kv_groups(self) -> tuple[KVGroup, ...]:
+        pairs = zip(self._runner.num_blocks, self._runner.kv_windows, strict=True)
+        return tuple(KVGroup(num_blocks, window) for num_blocks, window in pairs)
 
     @property
     def is_asynchronous(self) -> bool:
@@ -254,8 +257,8 @@ def _num_blocks(
     native_config: _core.ModelConfig,
     device: str,
     block_size: int,
-) -> int:
-    """Size of the pool in blocks, by the rule of ``EngineConfig.kv_cache_memory_bytes``."""
+) -> list[int]:
+    """Blocks of each group of layers, by the rule of ``EngineConfig.kv_cache_memory_bytes``."""
     block_bytes = _core.kv_block_bytes(
         native_config,
         device=device,
@@ -272,23 +275,26 @@ def _num_blocks(
     )
     free = max(0, _core.available_memory(device) - checkpoint.weight_bytes - workspace)
     max_model_len = config.max_model_len or checkpoint.config.max_position
-    wanted = config.max_num_seqs * -(-max_model_len // block_size)
+    wanted = [
+        wanted_blocks(config, window, max_model_len=max_model_len, block_size=block_size)
+        for window in native_config.kv_windows
+    ]
     memory = config.kv_cache_memory_bytes
     if memory is None:
         # Memory of a GPU is this process's own; that of the host is everybody's.
         memory = free // 4 if device == "cpu" else free // 10 * 9
-        num_blocks = min(wanted, memory // block_bytes)
     elif memory > free:
         raise ConfigError(
             f"kv_cache_memory_bytes ({memory}) is more than the {free} bytes that the weights "
             f"leave free on {device}"
         )
-    else:
-        num_blocks = memory // block_bytes
-    if num_blocks < 1:
+    else:  # all of it, also beyond what is wanted: the prefix cache then remembers more
+        wanted[wanted.index(max(wanted))] = memory
+    num_blocks = share_memory(memory, block_bytes, wanted)
+    if min(num_blocks) < 1:
         raise ConfigError(
             f"the KV cache has {memory} bytes, but one block of {block_size} tokens takes "
-            f"{block_bytes}; set kv_cache_memory_bytes to at least that, or free memory"
+            f"{sum(block_bytes)}; set kv_cache_memory_bytes to at least that, or free memory"
         )
     return num_blocks
 

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rapshee_engine.engine.block_pool import BlockPool
-from rapshee_engine.engine.prefix_cache import PrefixCache
+from rapshee_engine.engine.kv_cache import KVCache, KVGroup
+from rapshee_engine.engine.prefix_cache import BlockTables
 from rapshee_engine.engine.request import Request, RequestStatus
 
 __all__ = ["ScheduledSequence", "ScheduledStep", "Scheduler"]
@@ -87,8 +87,8 @@ class Scheduler:
     with one token to compute, then the chunks of longer ones, then admits from ``waiting``. When
     blocks run out, the request that arrived last is preempted: it gives its blocks back, returns to
     the front of ``waiting`` and computes prompt and generated tokens again. The oldest running
-    request always gets its blocks, and a request is only added if the whole pool can hold it, so
-    every request finishes.
+    request always gets its blocks, and a request is only added if the KV cache can hold it alone,
+    so every request finishes.
 
     Steps may be in flight. A request whose step is not collected yet keeps its blocks referenced
     even after it finished or was preempted, and is not admitted again before. A block enters the
@@ -98,7 +98,7 @@ class Scheduler:
     def __init__(
         self,
         *,
-        num_blocks: int,
+        kv_groups: Sequence[KVGroup],
         block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
@@ -106,13 +106,17 @@ class Scheduler:
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.pool = BlockPool(num_blocks, block_size)
-        self.prefix_cache = PrefixCache(block_size, enabled=enable_prefix_caching)
+        self.kv_cache = KVCache(
+            kv_groups,
+            block_size,
+            max_num_batched_tokens=max_num_batched_tokens,
+            enable_prefix_caching=enable_prefix_caching,
+        )
         self.waiting: OrderedDict[Request, None] = OrderedDict()
         self.running: list[Request] = []
         self.num_preemptions = 0
         self._free_slots = list(reversed(range(max_num_seqs)))
-        self._released_late: list[tuple[Request, list[int]]] = []  # still in a step in flight
+        self._released_late: list[tuple[Request, BlockTables]] = []  # still in a step in flight
         self._num_arrivals = 0
         self._num_admissions = 0
 
@@ -120,13 +124,10 @@ class Scheduler:
     def has_unfinished(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def fits(self, num_tokens: int) -> bool:
-        """Whether a sequence of that many tokens fits the whole pool."""
-        return self.pool.blocks_for(num_tokens) <= self.pool.num_blocks
-
     def add(self, request: Request) -> None:
-        """Queue a request whose prompt and ``max_tokens`` fit the pool."""
-        if not self.fits(request.num_prompt_tokens + request.max_tokens):
+        """Queue a request whose prompt and ``max_tokens`` fit the KV cache."""
+        num_tokens = request.num_prompt_tokens + request.max_tokens
+        if num_tokens > self.kv_cache.max_sequence_tokens:
             raise ValueError(f"request {request.request_id} can never fit the KV cache")
         request.arrival = self._num_arrivals
         self._num_arrivals += 1
@@ -170,7 +171,7 @@ class Scheduler:
                 request.token_ids.append(token_id)
             if sequence.admission == request.admission:  # not preempted meanwhile
                 request.num_collected_tokens += sequence.num_tokens
-                self.prefix_cache.insert(request)
+                self.kv_cache.advance(request)
             if token_id is not None:
                 self._check_stop(request, token_id)
             elif not request.max_tokens and sequence.end == request.num_prompt_tokens:
@@ -210,19 +211,19 @@ class Scheduler:
 
     def _extend_blocks(self, request: Request, num_tokens: int, plan: _Plan) -> bool:
         """Give ``request`` the blocks of its next tokens, from others if it must be."""
-        wanted = self.pool.blocks_for(request.num_computed_tokens + num_tokens)
-        missing = wanted - len(request.block_table)
-        while missing > self.pool.num_free:
+        missing = self.kv_cache.missing_blocks(request, num_tokens)
+        while not self.kv_cache.has_free(missing):
             plan.starved = True
             if self._released_late:
                 return False  # a step in flight still holds blocks that are coming back
             victim = self.running[-1]
+            if self.running[0] is victim and victim.num_steps_in_flight:
+                return False  # its own step does: a window goes on from there
             plan.drop(victim)
             self._preempt(victim)
             if victim is request:
                 return False
-        if missing > 0:
-            request.block_table += self._allocate(missing)
+        self.kv_cache.extend(request, missing)
         return True
 
     def _preempt(self, request: Request) -> None:
@@ -241,10 +242,11 @@ class Scheduler:
             request = next(iter(self.waiting))
             if request.num_steps_in_flight or self._follows(request):
                 return
-            cached = self.prefix_cache.match(request)
-            if not self._has_room(request, cached):
+            cached = self.kv_cache.prefix_cache.match(request)
+            # A spare block for each running request: it would soon take the newcomer's otherwise.
+            if not self.kv_cache.has_room(request, cached, spare=len(self.running)):
                 return
-            num_cached_tokens = len(cached) * self.pool.block_size
+            num_cached_tokens = len(cached[0]) * self.kv_cache.block_size
             num_tokens = min(request.num_tokens - num_cached_tokens, plan.budget)
             self._admit(request, cached, num_tokens)
             plan.admitted.append(request)
@@ -259,20 +261,10 @@ class Scheduler:
             and leader.num_collected_tokens < leader.num_prompt_tokens
         )
 
-    def _has_room(self, request: Request, cached: list[int]) -> bool:
-        """Whether the whole sequence fits now, with a spare block for each running request, which
-        would otherwise soon take the newcomer's."""
-        missing = self.pool.blocks_for(request.num_tokens) - len(cached)
-        free = self.pool.num_free - self.pool.count_free(cached)
-        return missing + len(self.running) <= free
-
-    def _admit(self, request: Request, cached: list[int], num_tokens: int) -> None:
+    def _admit(self, request: Request, cached: BlockTables, num_tokens: int) -> None:
         del self.waiting[request]
-        self.pool.acquire(cached)
-        num_cached_tokens = len(cached) * self.pool.block_size
-        num_blocks = self.pool.blocks_for(num_cached_tokens + num_tokens)
-        request.block_table = cached + self._allocate(num_blocks - len(cached))
-        request.num_hashed_blocks = len(cached)
+        num_cached_tokens = len(cached[0]) * self.kv_cache.block_size
+        self.kv_cache.admit(request, cached, num_tokens)
         request.num_computed_tokens = request.num_collected_tokens = num_cached_tokens
         if not request.num_preemptions:
             request.num_cached_tokens = num_cached_tokens
@@ -285,33 +277,24 @@ class Scheduler:
 
     # Blocks
 
-    def _allocate(self, count: int) -> list[int]:
-        blocks = self.pool.allocate(count)
-        self.prefix_cache.forget(blocks)
-        return blocks
-
     def _release(self, request: Request) -> None:
         """Take blocks and slot from a request that leaves ``running``."""
         if request.num_steps_in_flight:
-            self._released_late.append((request, request.block_table))
+            self._released_late.append((request, request.block_tables))
         else:
-            self._release_blocks(request.block_table)
-        request.block_table = []
+            self.kv_cache.release(request.block_tables)
+        request.block_tables = []
         request.num_computed_tokens = request.num_collected_tokens = 0
         self._free_slots.append(request.slot)
         request.slot = request.admission = -1
 
     def _release_late(self) -> None:
         late, self._released_late = self._released_late, []
-        for request, blocks in late:
+        for request, tables in late:
             if request.num_steps_in_flight:
-                self._released_late.append((request, blocks))
+                self._released_late.append((request, tables))
             else:
-                self._release_blocks(blocks)
-
-    def _release_blocks(self, blocks: list[int]) -> None:
-        for block in reversed(blocks):  # so that ends of sequences are evicted before beginnings
-            self.pool.release(block, keep=block in self.prefix_cache)
+                self.kv_cache.release(tables)
 
     # The plan becomes a step
 
@@ -348,20 +331,16 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError unless queues, slots, blocks and prefix cache agree."""
-        late = [blocks for _, blocks in self._released_late]
-        self.pool.check_integrity([*(r.block_table for r in self.running), *late])
-        self.prefix_cache.check_integrity()
+        late = [tables for _, tables in self._released_late]
+        self.kv_cache.check_integrity(self.running, late)
         _require(all(r.status is RequestStatus.RUNNING for r in self.running), "status of running")
         _require(all(r.status is RequestStatus.WAITING for r in self.waiting), "status of waiting")
         order = [r.arrival for r in (*self.running, *self.waiting)]
         _require(order == sorted(order), "running and waiting are not in the order of arrival")
         slots = [*self._free_slots, *(r.slot for r in self.running)]
         _require(sorted(slots) == list(range(self.max_num_seqs)), "slots are lost or shared")
-        for request in self.running:
-            blocks = self.pool.blocks_for(request.num_computed_tokens)
-            _require(len(request.block_table) >= blocks, f"{request.request_id} lacks blocks")
         for request in self.waiting:
-            _require(not request.block_table, f"{request.request_id} waits with blocks")
+            _require(not request.block_tables, f"{request.request_id} waits with blocks")
 
 
 def _is_chunk(request: Request) -> bool:

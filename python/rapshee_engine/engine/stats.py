@@ -67,7 +67,8 @@ class EngineStats:
         time_to_first_token, inter_token_latency, queue_time, request_latency: seconds.
         request_prompt_tokens, request_generation_tokens: tokens a finished completion.
         num_running, num_waiting: sequences now.
-        kv_cache_usage: share of the KV blocks that are referenced, 0 to 1.
+        kv_cache_usage: share of the KV blocks that are referenced, 0 to 1; of a model with several
+            groups of layers (`KVGroup`), in the group that has the fewest left.
     """
 
     num_steps: int = 0
