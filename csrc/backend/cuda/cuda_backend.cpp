@@ -146,8 +146,8 @@ int splits_of(std::span<const Linear* const> parts) {
 }  // namespace
 
 size_t block_bytes(const ModelConfig& config, int block_size) {
-  return 2 * sizeof(uint16_t) * static_cast<size_t>(config.num_layers()) *
-         static_cast<size_t>(config.kv_size()) * static_cast<size_t>(block_size);
+  return 2 * sizeof(uint16_t) * static_cast<size_t>(config.kv_size()) *
+         static_cast<size_t>(block_size);
 }
 
 void check_block_size(int block_size) {
@@ -183,11 +183,15 @@ size_t CudaBackend::workspace_bytes(const ModelConfig& config, const BackendOpti
                                     config.hidden_size + config.qkv_size() + config.q_size());
   const size_t tables = static_cast<size_t>(options.max_num_seqs) *
                         static_cast<size_t>(config.max_position / options.block_size + 1) *
-                        sizeof(int32_t);
+                        config.kv_windows().size() * sizeof(int32_t);
+  size_t zero_blocks = 0;
+  for (const LayerConfig& layer : config.layers) {
+    if (layer.window > 0) zero_blocks += block_bytes(config, options.block_size);
+  }
   const size_t counts = floats(options.max_num_seqs, config.vocab_size);
   const size_t library = options.deterministic ? 0 : Gemm::kWorkspaceBytes;
-  return sizes_of(config, options).sum() + activations + 2 * tables + counts + kRecordedSteps +
-         library;
+  return sizes_of(config, options).sum() + activations + 2 * tables + zero_blocks + counts +
+         kRecordedSteps + library;
 }
 
 // ---------------------------------------------------------------------------------- weights
@@ -210,14 +214,7 @@ DType CudaBackend::allocate_cache(const ModelConfig& config, bool) {
   uploader_.reset();
   check_model(config);
   config_ = config;
-  const size_t block = block_bytes(config, options_.block_size);
-  const auto blocks = static_cast<size_t>(options_.num_blocks);
-  if (blocks > std::numeric_limits<size_t>::max() / block) {
-    throw DeviceError(concat("out of memory: cannot allocate ", blocks, " blocks of ", block,
-                             " bytes for the KV cache"));
-  }
-  cache_ = DeviceMemory(blocks * block);
-
+  allocate_blocks();
   const WorkspaceSizes sizes = sizes_of(config, options_);
   normed_ = DeviceMemory(sizes.normed);
   queries_ = DeviceMemory(sizes.queries);
@@ -244,14 +241,37 @@ DType CudaBackend::allocate_cache(const ModelConfig& config, bool) {
     memory.sin = table + count;
     table += 2 * count;
   }
-  for (const LayerConfig& layer : config.layers) {
-    const auto same = [&](const WindowWork& w) { return w.window == layer.window; };
-    const auto found = std::find_if(windows_.begin(), windows_.end(), same);
-    window_of_layer_.push_back(static_cast<size_t>(found - windows_.begin()));
-    if (found == windows_.end()) windows_.emplace_back().window = layer.window;
-  }
   api::synchronize(stream_.get());
   return half_ == HalfType::kF16 ? DType::kF16 : DType::kBF16;
+}
+
+// The KV cache. Layers with a window have a block of zeros behind their others.
+void CudaBackend::allocate_blocks() {
+  const std::vector<int> windows = config_.kv_windows();
+  std::vector<int> num_blocks = options_.num_blocks;
+  for (size_t group = 0; group < windows.size(); ++group) {
+    WindowWork& work = windows_.emplace_back();
+    work.window = windows[group];
+    if (work.window > 0) work.zero_block = num_blocks[group]++;
+  }
+  window_of_layer_ = config_.kv_groups();
+  first_block_ = config_.first_kv_blocks(num_blocks);
+  const size_t block = block_bytes(config_, options_.block_size);
+  const auto blocks = static_cast<size_t>(first_block_.back());
+  if (blocks > std::numeric_limits<size_t>::max() / block) {
+    throw DeviceError(concat("out of memory: cannot allocate ", blocks, " blocks of ", block,
+                             " bytes for the KV cache"));
+  }
+  cache_ = DeviceMemory(blocks * block);
+  for (int layer = 0; layer < config_.num_layers(); ++layer) {
+    const int zero_block = window_of(layer).zero_block;
+    if (zero_block < 0) continue;
+    const KvCacheView view = cache_view(layer);
+    for (void* half : {view.k, view.v}) {
+      auto* first = static_cast<uint16_t*>(half) + zero_block * view.block_stride;
+      api::fill(first, 0, block / 2, stream_.get());
+    }
+  }
 }
 
 // ------------------------------------------------------------------------------- operations
@@ -372,9 +392,11 @@ void CudaBackend::norm_qkv(const NormQkvArgs& args) {
 
 KvCacheView CudaBackend::cache_view(int layer) const {
   const int64_t stride = config_.kv_size() * options_.block_size;
-  auto* k = cache_.data<uint16_t>() + 2 * layer * options_.num_blocks * stride;
+  const auto index = static_cast<size_t>(layer);
+  const int64_t first = first_block_[index], blocks = first_block_[index + 1] - first;
+  auto* k = cache_.data<uint16_t>() + 2 * first * stride;
   return {.k = k,
-          .v = k + options_.num_blocks * stride,
+          .v = k + blocks * stride,
           .block_size = options_.block_size,
           .num_kv_heads = config_.num_kv_heads,
           .head_dim = config_.head_dim,
@@ -396,7 +418,7 @@ void CudaBackend::qk_norm_rope_cache(const rapshee::AttentionArgs& args) {
                             .cos = rope.cos,
                             .sin = rope.sin,
                             .half_dim = rope.half_dim,
-                            .slot_mapping = on_device_.slot_mapping,
+                            .slot_mapping = window_of(args.layer).slot_mapping,
                             .num_heads = config_.num_heads,
                             .q_out = queries_.data(),
                             .cache = cache_view(args.layer),
@@ -405,14 +427,13 @@ void CudaBackend::qk_norm_rope_cache(const rapshee::AttentionArgs& args) {
 }
 
 void CudaBackend::paged_attention(const rapshee::AttentionArgs& args) {
-  const auto layer = static_cast<size_t>(args.layer);
-  const WindowWork& window = windows_[window_of_layer_[layer]];
+  const WindowWork& window = window_of(args.layer);
   const AttentionArgs attention{.half = half_,
                                 .q = queries_.data(),
                                 .out = data_of<void>(args.out),
                                 .num_heads = config_.num_heads,
                                 .cache = cache_view(args.layer),
-                                .block_tables = tables_.device<const int32_t>(),
+                                .block_tables = window.tables.device<const int32_t>(),
                                 .table_stride = on_device_.table_stride,
                                 .seq_lens = on_device_.seq_lens,
                                 .query_start_loc = on_device_.query_start_loc,

@@ -41,7 +41,7 @@ struct WorkspaceSizes {
   }
 };
 
-// Bytes of a KV block of all layers; InvalidArgument for a size that the kernels cannot take.
+// Bytes of a KV block of one layer; InvalidArgument for a size that the kernels cannot take.
 size_t block_bytes(const ModelConfig& config, int block_size);
 void check_block_size(int block_size);
 
@@ -104,14 +104,19 @@ class CudaBackend final : public Backend {
   struct StepArrays {
     int32_t* token_ids = nullptr;  // resolved in place
     const int32_t *positions = nullptr, *query_start_loc = nullptr, *seq_lens = nullptr;
-    const int64_t* slot_mapping = nullptr;
     const int32_t *table_stride = nullptr, *sample_rows = nullptr;
     SamplingArrays sampling;
     DeviceResults results;
   };
-  // Decode work of the layers with one sliding window.
+  // What the layers with one sliding window (a group of ModelConfig::kv_windows) share: the step's
+  // slots and block tables, and decode work.
   struct WindowWork {
     int window = 0;
+    // Stands in the tables for blocks that are gone: zeros, as attention reads whole tiles of keys,
+    // also where they begin before the window. -1 where every block is there.
+    int zero_block = -1;
+    const int64_t* slot_mapping = nullptr;
+    StepMemory tables;
     DecodePlan plan;
     StepMemory items;
     DecodeWork work;
@@ -139,6 +144,7 @@ class CudaBackend final : public Backend {
   bool plan_attention(int num_decodes);
   void upload_states(int set);
   void upload_arrays(int set);
+  void upload_tables(int set);
   template <class T>
   void send(StepMemory& memory, int set, const T* values, size_t count);
   static size_t result_bytes(const StepForm& form);
@@ -153,8 +159,13 @@ class CudaBackend final : public Backend {
                int64_t y_stride) const;
   void project_into_pending(const Linear& linear, const Input& in, const Weight* post_norm);
   void product_of_library(const LinearArgs& args) const;
+  void allocate_blocks();
   KvCacheView cache_view(int layer) const;
   int padded_count(int first, int count) const;
+  const WindowWork& window_of(int layer) const {
+    const int window = window_of_layer_[static_cast<size_t>(layer)];
+    return windows_[static_cast<size_t>(window)];
+  }
   int64_t mask_words() const { return (config_.vocab_size + 31) / 32; }
 
   int device_;
@@ -167,19 +178,20 @@ class CudaBackend final : public Backend {
 
   ModelConfig config_;
   DeviceMemory cache_;
+  std::vector<int64_t> first_block_;  // [layers + 1] of each layer in the cache
   DeviceMemory normed_, queries_, hidden_, partials_, logits_;
   DeviceMemory gate_up_;  // at the latest from the first layer on whose gate and up differ
   DeviceMemory counts_;   // [max_num_seqs, vocab], from the first use of penalties on
   DeviceMemory attention_workspace_, sampling_workspace_, rope_tables_, row_factors_;
   std::vector<RopeMemory> ropes_;
   std::vector<WindowWork> windows_;
-  std::vector<size_t> window_of_layer_;
+  std::vector<int> window_of_layer_;
   int max_items_ = 0;
   int tile_tokens_ = 0;
   std::unique_ptr<Gemm> gemm_;  // unless the backend is deterministic
 
   std::array<StepSet, kStepSets> sets_;
-  StepMemory arrays_, tables_, tiles_, bias_ids_, bias_values_, masks_, states_, results_;
+  StepMemory arrays_, tiles_, bias_ids_, bias_values_, masks_, states_, results_;
   GraphCache graphs_;
   std::vector<NewState> new_states_;
 

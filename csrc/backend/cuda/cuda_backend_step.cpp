@@ -97,19 +97,18 @@ void CudaBackend::upload_arrays(int set) {
   const auto count = static_cast<size_t>(rows.num_rows), all_rows = static_cast<size_t>(form_.rows);
 
   // 8 bytes at most for each element of the arrays below, and for their alignment.
-  constexpr size_t kTokenArrays = 3, kSeqArrays = 2, kRowArrays = 14, kSingles = 4;
-  const size_t bytes = sizeof(int64_t) * (kTokenArrays * all_tokens +
+  constexpr size_t kTokenArrays = 2, kSeqArrays = 2, kRowArrays = 14, kSingles = 4;
+  const size_t bytes = sizeof(int64_t) * ((kTokenArrays + windows_.size()) * all_tokens +
                                           (kSeqArrays + 2 * windows_.size()) * (all_seqs + 1) +
                                           kRowArrays * (all_rows + 1) + kSingles + windows_.size());
-  const size_t table_size = seqs * static_cast<size_t>(batch_.max_blocks);
   const auto num_biases = static_cast<size_t>(rows.bias_indptr[count]);
   bool moved = arrays_.reserve(bytes, stream_.get());
-  moved |= tables_.reserve(all_seqs * static_cast<size_t>(batch_.max_blocks) * sizeof(int32_t),
-                           stream_.get());
   moved |= bias_ids_.reserve(num_biases * sizeof(int32_t), stream_.get());
   moved |= bias_values_.reserve(num_biases * sizeof(float), stream_.get());
   moved |= results_.reserve(result_bytes(form_), stream_.get());
+  const size_t table_bytes = all_seqs * static_cast<size_t>(batch_.max_blocks) * sizeof(int32_t);
   for (WindowWork& w : windows_) {
+    moved |= w.tables.reserve(table_bytes, stream_.get());
     moved |= w.items.reserve(w.plan.items.size() * sizeof(int32_t), stream_.get());
   }
   if (masked_) {
@@ -127,7 +126,11 @@ void CudaBackend::upload_arrays(int set) {
 
   ArrayPacker pack(arrays_.staging(set, bytes), arrays_.device());
   StepArrays& on = on_device_;
-  on.slot_mapping = pack.put<int64_t>(batch_.slot_mapping, tokens, all_tokens, -1);
+  const int64_t* slots = batch_.slot_mapping;
+  for (WindowWork& w : windows_) {
+    w.slot_mapping = pack.put<int64_t>(slots, tokens, all_tokens, -1);
+    slots += tokens;
+  }
   SamplingArrays& s = on.sampling;
   s.seed = pack.put<uint64_t>(rows.seed, count, all_rows, 0);
   on.token_ids = const_cast<int32_t*>(pack.put<int32_t>(batch_.token_ids, tokens, all_tokens, 0));
@@ -173,7 +176,7 @@ void CudaBackend::upload_arrays(int set) {
     send(w.items, set, plan.items.data(), plan.items.size());
   }
   arrays_.upload(set, pack.used(), stream_.get());
-  send(tables_, set, batch_.block_tables, table_size);
+  upload_tables(set);
   send(bias_ids_, set, rows.bias_ids, num_biases);
   send(bias_values_, set, rows.bias_values, num_biases);
   if (!prefill_tiles_.empty()) {
@@ -181,6 +184,17 @@ void CudaBackend::upload_arrays(int set) {
     send(tiles_, set, prefill_tiles_.data(), prefill_tiles_.size());
   }
   on.results = results_in(results_.device(), form_);
+}
+
+void CudaBackend::upload_tables(int set) {
+  const size_t size = static_cast<size_t>(batch_.num_seqs) * static_cast<size_t>(batch_.max_blocks);
+  const int32_t* table = batch_.block_tables;
+  for (WindowWork& w : windows_) {
+    auto* to = reinterpret_cast<int32_t*>(w.tables.staging(set, size * sizeof(int32_t)));
+    std::replace_copy(table, table + size, to, -1, w.zero_block);
+    w.tables.upload(set, size * sizeof(int32_t), stream_.get());
+    table += size;
+  }
 }
 
 size_t CudaBackend::result_bytes(const StepForm& form) {
