@@ -267,6 +267,56 @@ def test_an_aborted_request_leaves_with_the_steps_that_hold_it() -> None:
     assert scheduler.kv_cache.pools[0].num_free == 16
 
 
+# Windows
+
+
+def test_a_window_waits_for_its_own_step_rather_than_be_preempted() -> None:
+    scheduler = make_scheduler(groups=[KVGroup(5, window=9)], max_num_batched_tokens=8)
+    scheduler.add(make_request("a", list(range(40))))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    draw(scheduler, first)
+    # Tokens 0 to 15 are still seen by the step in flight: four blocks, and two more are wanted.
+    assert scheduler.schedule() is None
+    draw(scheduler, second)
+    assert run_step(scheduler) == {"a": 8}
+    assert scheduler.num_preemptions == 0
+
+
+def test_an_older_request_takes_the_blocks_of_a_window_from_a_younger_one() -> None:
+    groups = [KVGroup(30), KVGroup(6, window=9)]
+    scheduler = make_scheduler(groups=groups, max_num_batched_tokens=8)
+    scheduler.add(make_request("a", list(range(30)), max_tokens=8))
+    scheduler.add(make_request("b", [1], max_tokens=12))
+    while scheduler.has_unfinished:
+        run_step(scheduler)
+    assert scheduler.kv_cache.usage == 0
+
+
+def test_a_request_that_no_window_could_hold_is_refused() -> None:
+    groups = [KVGroup(30), KVGroup(4, window=9)]
+    scheduler = make_scheduler(groups=groups, max_num_batched_tokens=8)
+    scheduler.add(make_request("a", [1] * 12, max_tokens=4))
+    with pytest.raises(ValueError, match="can never fit"):
+        scheduler.add(make_request("b", [1] * 12, max_tokens=5))
+
+
+def test_a_preempted_request_needs_no_more_than_its_window() -> None:
+    """Of 60 tokens it holds a window and a step again."""
+    scheduler = make_scheduler(groups=[KVGroup(5, window=9)], max_num_batched_tokens=8)
+    request = make_request("a", [1] * 60, max_tokens=3)
+    scheduler.add(request)
+    for _ in range(8):
+        run_step(scheduler)
+    scheduler._preempt(request)
+    scheduler.check_integrity()
+    while scheduler.has_unfinished:
+        run_step(scheduler)
+    assert request.num_preemptions == 1
+    assert request.num_output_tokens == 3
+
+
 # Everything at once
 
 VOCAB = 6

@@ -136,6 +136,21 @@ def test_windows(isa: str, dtype: str, length: int, window: int) -> None:
     make_case(length, window=window, queries=20).check(isa, dtype)
 
 
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("window", [1, 16, 70, 257])
+@pytest.mark.parametrize("length", [60, 290, 530])
+def test_keys_before_all_windows_are_not_read(
+    isa: str, dtype: str, length: int, window: int, softcap: float
+) -> None:
+    """They may be gone; only the 16 in which a window begins lie together."""
+    case = make_case(length, window=window, softcap=softcap, queries=20)
+    expected = case.run(isa, dtype)
+    first = max(0, int(case.positions.min()) + 1 - window) // 16 * 16
+    case.k[:first] = case.v[:first] = np.nan
+    np.testing.assert_array_equal(case.run(isa, dtype), expected)
+    assert np.isfinite(expected).all()
+
+
 @pytest.mark.parametrize("softcap", [1.0, 20.0])
 @pytest.mark.parametrize("window", [0, 70])
 @pytest.mark.parametrize("length", [1, 40, 257, 530])
