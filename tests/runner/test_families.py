@@ -35,9 +35,10 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> Doubles:
 def all_logprobs(runner: _core.ModelRunner, token_ids: tuple[int, ...], chunk: int) -> Doubles:
     """[T, V] log-probabilities after each token, computed in chunks of the prompt."""
     parts = []
+    dropped = [0] * len(runner.kv_windows)
     for start in range(0, len(token_ids), chunk):
         ids = token_ids[start : start + chunk]
-        step = make_step([Chunk(ids, start, [5, 2, 7], targets=[0] * len(ids))])
+        step = make_step([Chunk(ids, start, [5, 2, 7], [0] * len(ids), dropped)])
         step["num_logprobs"][:] = runner.vocab_size
         output = runner.collect(runner.launch(**step))
         by_id = np.argsort(output.top_ids, axis=-1)

@@ -81,13 +81,14 @@ def score(
     sizes = [chunk_sizes[i % len(chunk_sizes)] for i in range(len(prompts))]
     done = [0] * len(prompts)
     parts: list[list[Scores]] = [[] for _ in prompts]
+    dropped = [0] * len(runner.kv_windows)
     while any(n < len(p) - 1 for n, p in zip(done, prompts, strict=True)):
         chunks: list[tuple[int, Chunk]] = []
         for i, prompt in enumerate(prompts):
             end = min(done[i] + sizes[i], len(prompt) - 1)
             if end > done[i]:
                 tokens, targets = prompt[done[i] : end], prompt[done[i] + 1 : end + 1]
-                chunks.append((i, Chunk(tokens, done[i], blocks[i], targets)))
+                chunks.append((i, Chunk(tokens, done[i], blocks[i], targets, dropped)))
                 done[i] = end
         chunks.sort(key=lambda item: len(item[1].token_ids) > 1)
         out = runner.collect(runner.launch(**make_step([c for _, c in chunks], num_logprobs=TOP)))
@@ -144,7 +145,7 @@ def test_draws_do_not_depend_on_what_else_is_asked_of_the_row(
     runner: _core.ModelRunner, prompts: list[Prompt]
 ) -> None:
     """A greedy row takes a shorter way when nobody wants its logits."""
-    chunk = Chunk(prompts[0][:20], 0, [3, 1])
+    chunk = Chunk(prompts[0][:20], 0, [3, 1], dropped=[0] * len(runner.kv_windows))
     plain = runner.collect(runner.launch(**make_step([chunk])))
     listed = runner.collect(runner.launch(**make_step([chunk], num_logprobs=TOP)))
     token = plain.token_ids.tolist()
