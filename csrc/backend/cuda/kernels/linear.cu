@@ -15,10 +15,11 @@
 //   8       64           66-84      52-72 KB       144, 128, 95 KB (3)
 //   64      64           157-186    82-98 KB       80, 60, 27 KB (2)
 //   128     128          255        82-98 KB       64, 51, 18 KB (2)
-// Codes in planes are put together from shared memory for each 32 columns; scales of 16 columns
-// take a multiplication by each after one mma instead of two. Registers are ptxas's for sm_80 and
-// sm_90a, without spills; CTAs those of compute capability 9.0. An SM of an H200 needs about 25 KB
-// in flight: its share of 4.8 TB/s for 700 ns.
+// Registers are ptxas's for sm_80 and sm_90a, without spills; CTAs those of compute capability 9.0.
+// An SM of an H200 needs about 25 KB in flight: its share of 4.8 TB/s for 700 ns.
+//
+// Codes in planes are put together from shared memory for each 32 columns; where 16 share a scale,
+// the products are scaled after one mma instead of two.
 //
 // Determinism: an output is summed by one warp in the order of K, whatever the form. Where K is
 // split (a function of the layer's shape, linear_splits), few rows leave their splits to the

@@ -3,9 +3,8 @@
 // and the gated pair go through linear_kernel; its forms differ in how many tokens and weight rows
 // travel together, never in what one output adds up:
 //   unquantised  one accumulator an output, an mma for each 16 columns
-//   low-bit      the integer codes are exact in both half types: one or two mma sum a group of 16
-//   or
-//                32 columns, then acc = fma(scale, sum, acc), and with a minimum acc = fma(minimum,
+//   low-bit      the integer codes are exact in both half types: one or two mma sum a group of
+//                columns, then acc = fma(scale, sum, acc), and with a minimum acc = fma(minimum,
 //                sum of x, acc), where the sum of x is an mma with a row of ones
 // Past the end of K, weights and x are zeros up to a whole unit.
 #pragma once
@@ -58,8 +57,8 @@ void launch_q5m(const Params& params, HalfType half, Stream stream);
 void launch_q6(const Params& params, HalfType half, Stream stream);
 
 // How a CTA's work is cut. Tokens are columns of B that share every weight load.
-//   8 tokens    bound by the bytes of the weights: most of the shared memory holds weights in
-//   flight 64 tokens   the same, up to where x in shared memory is read as often as weights come
+//   8 tokens    bound by the bytes of the weights: shared memory is for those in flight
+//   64 tokens   the same, up to where x in shared memory is read as often as weights come
 //   128 tokens  bound by arithmetic: two 16-row tiles a warp halve the reads of x for each mma, 128
 //               tokens the reads of weights from the L2 cache
 template <int kTokenTiles>
