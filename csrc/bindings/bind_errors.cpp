@@ -2,12 +2,23 @@
 // own.
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "bindings/bindings.h"
 #include "core/error.h"
 
 namespace py = pybind11;
 
 namespace rapshee::bindings {
+namespace {
+
+// A path is bytes to the system, and text to Python by a rule that takes any bytes.
+py::object path_text(const std::string& path) {
+  return py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<Py_ssize_t>(path.size())));
+}
+
+}  // namespace
 
 void register_errors(py::module_& m) {
   static py::handle weight_error =
@@ -19,7 +30,8 @@ void register_errors(py::module_& m) {
     try {
       if (error) std::rethrow_exception(error);
     } catch (const WeightError& e) {
-      PyErr_SetObject(weight_error.ptr(), py::make_tuple(e.reason(), e.tensor(), e.file()).ptr());
+      PyErr_SetObject(weight_error.ptr(),
+                      py::make_tuple(path_text(e.reason()), e.tensor(), path_text(e.file())).ptr());
     } catch (const DeviceError& e) {
       PyErr_SetString(device_error.ptr(), e.what());
     } catch (const InvalidArgument& e) {

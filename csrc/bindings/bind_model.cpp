@@ -1,6 +1,9 @@
 // ModelConfig and the entries of a checkpoint.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <filesystem>
 
 #include "bindings/bindings.h"
 #include "core/error.h"
@@ -86,11 +89,11 @@ void register_model(py::module_& m) {
       .def_property_readonly("kv_windows", &ModelConfig::kv_windows);
   py::class_<TensorEntry>(m, "TensorEntry")
       .def(py::init([](std::string name, const std::string& dtype, std::vector<int64_t> shape,
-                       std::string file, int64_t offset, int64_t nbytes) {
+                       const std::filesystem::path& file, int64_t offset, int64_t nbytes) {
              RAPSHEE_CHECK(offset >= 0 && nbytes >= 0, "tensor ", name, ": offset ", offset,
                            ", nbytes ", nbytes, "; expected 0 or more");
              return TensorEntry{std::move(name),  parse_dtype(dtype),
-                                std::move(shape), std::move(file),
+                                std::move(shape), file.string(),
                                 offset,           nbytes};
            }),
            arg("name"), arg("dtype"), arg("shape"), arg("file"), arg("offset"), arg("nbytes"));

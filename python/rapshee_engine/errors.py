@@ -74,7 +74,7 @@ class WeightFileError(RapsheeError):
     """
 
     def __init__(self, file: str, reason: str, *, tensor: str | None = None) -> None:
-        where = f"{file}: tensor {tensor!r}" if tensor is not None else file
+        where = f"{file}: tensor {tensor!r:.200}" if tensor is not None else file
         super().__init__(f"{where}: {reason}")
         self.file = file
         self.tensor = tensor

@@ -57,14 +57,13 @@ def read_file(path: str | Path, max_bytes: int) -> bytes:
         WeightFileError: it cannot be read, or is larger than ``max_bytes``.
     """
     stream, size = open_regular(path)
-    try:
-        with stream:
-            # One byte more than there should be: a file that grows meanwhile shows.
-            data = stream.read(min(size, max_bytes) + 1)
-    except OSError as error:
-        raise WeightFileError(str(path), f"cannot be read: {error.strerror}") from error
-    if len(data) > max_bytes:
-        raise WeightFileError(str(path), f"is larger than {max_bytes >> 20} MiB")
+    with stream:
+        if size > max_bytes:
+            raise WeightFileError(str(path), f"is larger than {max_bytes >> 20} MiB")
+        try:
+            data = stream.read(size + 1)  # one byte more: a file that grows meanwhile shows
+        except OSError as error:
+            raise WeightFileError(str(path), f"cannot be read: {error.strerror}") from error
     if len(data) != size:
         raise WeightFileError(str(path), "changed while it was read")
     return data

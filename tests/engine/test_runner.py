@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,7 +132,7 @@ def test_a_block_size_that_the_device_cannot_have_is_refused(folder: Path, block
 
 
 def test_an_unknown_device_is_refused_with_those_that_are(folder: Path) -> None:
-    message = r"^cannot load the model: no device 'cuda:77'.*; available: cpu"
+    message = r"^cannot load '.*': no device 'cuda:77'.*; available: cpu"
     with pytest.raises(ConfigError, match=message):
         make_runner(folder, "cuda:77")
 
@@ -195,7 +198,7 @@ def test_a_gpu_gives_its_memory_to_the_cache(folder: Path, monkeypatch: pytest.M
         ModelRunner=take,
     )
     for options in ({}, {"max_model_len": 32}, {"kv_cache_memory_bytes": 100_000}):
-        with pytest.raises(ConfigError, match="cannot load the model: out of memory"):
+        with pytest.raises(ConfigError, match=r"cannot load '.*': out of memory"):
             make_runner(folder, "auto", **options)
     # 90 % of what weights and workspace leave, if that many contexts need it; or what is asked for.
     assert blocks == [[90], [8 * 2], [100]]
@@ -267,6 +270,27 @@ def test_weights_that_end_early_are_a_weight_file_error(folder: Path, tmp_path: 
         Runner(EngineConfig(model=str(tmp_path)), checkpoint)
     assert caught.value.file == str(weights)
     assert caught.value.tensor is not None
+
+
+def test_a_path_that_is_no_text_is_named_all_the_same(folder: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/model-\xff"))
+    shutil.copytree(folder, odd)
+    checkpoint = load_checkpoint(odd)
+    os.truncate(odd / "model.safetensors", 100)
+    with pytest.raises(WeightFileError) as caught:
+        Runner(EngineConfig(model=str(odd), device="cpu"), checkpoint)
+    assert caught.value.file == str(odd / "model.safetensors")
+
+
+def test_a_claimed_context_takes_no_memory(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 1 << 30
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    engine = make_engine(tmp_path)
+    assert engine.max_model_len == 1 << 30
+    assert engine._builder._tables.nbytes < 1 << 20
+    engine.close()
 
 
 def test_a_refused_call_is_a_step_error_and_the_runner_goes_on(runner: Runner) -> None:

@@ -51,3 +51,9 @@ def test_flags_and_unknown() -> None:
     assert (tokens.lstrip("<a>"), tokens.rstrip("<a>")) == (True, False)
     assert tokens.unknown_id == 8
     assert control("<a>").unknown_id is None
+
+
+def test_strings_are_no_longer_than_such_strings_are() -> None:
+    control("<" + "x" * 127)
+    with pytest.raises(UnsupportedModelError, match="is 129 characters long"):
+        control("<" + "x" * 128)

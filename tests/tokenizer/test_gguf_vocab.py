@@ -79,6 +79,15 @@ def test_frame(converted: dict[str, Any]) -> None:
     assert build(converted, add_bos_token=True).encode("The dog") == [bos, *ids]
 
 
+@pytest.mark.parametrize("name", ["$A", "a:b:c", "$B:7", "first", ""])
+def test_frame_of_tokens_whatever_their_names(converted: dict[str, Any], name: str) -> None:
+    tokens = [name, *converted["tokenizer.ggml.tokens"][1:]]
+    changes = {"bos_token_id": 0, "add_bos_token": True, "add_eos_token": True, "eos_token_id": 0}
+    tokenizer = build(converted, tokens=tokens, **changes)
+    ids = build(converted).encode("The dog")
+    assert tokenizer.encode("The dog") == [0, *ids, 0]
+
+
 def test_llama_3_adds_the_first_token_by_itself(converted: dict[str, Any]) -> None:
     bos = build(converted).control_tokens["<|im_start|>"]
     assert build(converted, pre="llama-bpe").encode("a")[0] == bos
@@ -89,8 +98,8 @@ def test_strings_for_templates(converted: dict[str, Any]) -> None:
     tokenizer = build(converted)
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|endoftext|>")
     assert build(converted, bos_token_id=None).bos_token is None
-    assert chat_template_from_gguf(converted) == "{{ messages }}"
-    assert chat_template_from_gguf({}) is None
+    assert chat_template_from_gguf(converted, "model.gguf") == "{{ messages }}"
+    assert chat_template_from_gguf({}, "model.gguf") is None
 
 
 @pytest.mark.parametrize(
@@ -99,7 +108,6 @@ def test_strings_for_templates(converted: dict[str, Any]) -> None:
         ({"model": "bert"}, "'bert'"),
         ({"model": None}, "None"),
         ({"pre": "klingon"}, "'klingon'"),
-        ({"pre": ["smollm"]}, "smollm"),
     ],
 )
 def test_unknown_kinds_are_refused_by_name(
@@ -123,6 +131,10 @@ def test_unknown_kinds_are_refused_by_name(
         ({"bos_token_id": 10**6}, "bos_token_id is 1000000"),
         ({"eos_token_id": -1}, "eos_token_id is -1"),
         ({"eot_token_id": "2"}, "eot_token_id is '2'"),
+        ({"eot_token_id": True}, "eot_token_id is True"),
+        ({"pre": ["smollm"]}, "pre must be a string"),
+        ({"add_bos_token": "false"}, "add_bos_token is 'false'"),
+        ({"add_eos_token": 1}, "add_eos_token is 1"),
     ],
 )
 def test_broken_metadata_is_refused(

@@ -105,9 +105,9 @@ def test_reads_nested_arrays(tmp_path: Path) -> None:
 
 
 def test_items_of_all_arrays_are_bounded_together(tmp_path: Path) -> None:
-    half = struct.pack("<I", 9) + array(0, 5 << 20, bytes(5 << 20))
+    half = struct.pack("<I", 9) + array(0, 3 << 20, bytes(3 << 20))
     keys = b"".join(string(f"key{i}") + half for i in range(2))
-    with pytest.raises(WeightFileError, match="key1: array of 5242880 items"):
+    with pytest.raises(WeightFileError, match="key1: array of 3145728 items"):
         read(tmp_path, build_gguf(keys, num_keys=2))
 
 
@@ -213,6 +213,21 @@ def test_refuses_overlapping_tensors(tmp_path: Path) -> None:
     records = [TensorRecord("a", (9,), F32, 0), TensorRecord("b", (4,), F32, 32)]
     with pytest.raises(WeightFileError, match="tensor 'b': its data overlap those of 'a'"):
         read(tmp_path, build_gguf({}, records, bytes(64)))
+
+
+def test_refuses_holes_between_tensors(tmp_path: Path) -> None:
+    records = [TensorRecord("a", (4,), F32, 0), TensorRecord("b", (4,), F32, 64)]
+    with pytest.raises(WeightFileError, match=r"tensor 'b': lies at byte .* ends at byte"):
+        read(tmp_path, build_gguf({}, records, bytes(96)))
+    with pytest.raises(WeightFileError, match="tensor 'b': lies at byte"):
+        read(tmp_path, build_gguf({}, records[1:], bytes(96)))
+
+
+def test_arrays_of_arrays_are_bounded(tmp_path: Path) -> None:
+    inner = array(0, 0) * 300_000
+    data = build_gguf(value(9, array(9, 300_000, inner)), num_keys=1)
+    with pytest.raises(WeightFileError, match="key: array of 300000 items"):
+        read(tmp_path, data)
 
 
 def test_missing_file_and_folder_are_typed_errors(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ __all__ = ["Batch", "BatchBuilder", "StepInput"]
 _TABLE_ALIGNMENT = 8
 """Block tables are this many blocks wide, or a multiple: their shape rarely changes then."""
 
+_FIRST_TABLE_WIDTH = 1024
+"""Blocks that tables have room for at first."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
@@ -91,7 +94,9 @@ class BatchBuilder:
         self._end_token_ids = end_token_ids
         self._columns = _Columns(max_num_seqs + 1)
         self._neutral_slot = max_num_seqs
-        width = -(-max_blocks_per_seq // _TABLE_ALIGNMENT) * _TABLE_ALIGNMENT
+        # Most sequences are far shorter than the context that a model claims to have.
+        width = _aligned(min(max_blocks_per_seq, _FIRST_TABLE_WIDTH))
+        self._max_blocks_per_seq = max_blocks_per_seq
         self._tables = np.full((num_kv_groups, max_num_seqs, width), -1, np.int32)
         self._table_lens = [0] * max_num_seqs
         self._num_dropped = [[0] * num_kv_groups for _ in range(max_num_seqs)]
@@ -133,6 +138,7 @@ class BatchBuilder:
             self._fill_slot(slot, request)
         known, num_blocks = self._table_lens[slot], len(request.block_tables[0])
         if known != num_blocks:
+            self._widen_tables(num_blocks)
             for group, table in enumerate(request.block_tables):
                 self._tables[group, slot, known:num_blocks] = table[known:]
             self._table_lens[slot] = num_blocks
@@ -140,6 +146,14 @@ class BatchBuilder:
             self._num_dropped[slot] = list(request.num_dropped_blocks)
             for group, num_dropped in enumerate(request.num_dropped_blocks):
                 self._tables[group, slot, :num_dropped] = -1
+
+    def _widen_tables(self, num_blocks: int) -> None:
+        """Make room for a sequence of so many blocks, and then some."""
+        old = self._tables
+        if num_blocks > old.shape[-1]:
+            width = _aligned(max(num_blocks, min(2 * old.shape[-1], self._max_blocks_per_seq)))
+            self._tables = np.full((*old.shape[:-1], width), -1, np.int32)
+            self._tables[..., : old.shape[-1]] = old
 
     def _fill_slot(self, slot: int, request: Request) -> None:
         params = request.sampling_params
@@ -328,3 +342,7 @@ def _pack(allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
     padded[: len(allowed)] = allowed
     words: npt.NDArray[np.uint32] = np.packbits(padded, bitorder="little").view("<u4")
     return words
+
+
+def _aligned(num_blocks: int) -> int:
+    return -(-num_blocks // _TABLE_ALIGNMENT) * _TABLE_ALIGNMENT

@@ -32,6 +32,7 @@ from rapshee_engine.errors import (
     RapsheeError,
     StepError,
     UnsupportedModelError,
+    WeightFileError,
 )
 from rapshee_engine.sampling_params import SamplingParams
 from rapshee_engine.tokenizer.chat_template import ChatTemplate
@@ -128,6 +129,7 @@ class Engine:
             config.model, config.load_format, context_length=config.max_model_len
         )
         tokenizer, template = _text_parts(config, checkpoint)
+        _check_named_tokens(tokenizer, checkpoint)
         return cls(
             config,
             _runner(config, checkpoint),
@@ -425,6 +427,22 @@ def _runner(config: EngineConfig, checkpoint: Checkpoint) -> Runner:
         return Runner(config, low_bit)
 
 
+def _check_named_tokens(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Others beyond the embedding may exist, as of a larger model of the family: a request that
+    holds one is refused."""
+    vocab_size = checkpoint.config.vocab_size
+    for what, ids in (
+        ("begins a text", {tokenizer.bos_token_id} - {None}),
+        ("ends a text", tokenizer.eos_token_ids),
+    ):
+        for token_id in ids:
+            if token_id is not None and token_id >= vocab_size:
+                raise WeightFileError(
+                    checkpoint.path,
+                    f"the token that {what} has the id {token_id}, the model {vocab_size} tokens",
+                )
+
+
 def _text_parts(
     config: EngineConfig, checkpoint: Checkpoint
 ) -> tuple[Tokenizer, ChatTemplate | None]:
@@ -437,7 +455,7 @@ def _text_parts(
         return Tokenizer.without_vocabulary(), None
     if metadata is not None:
         tokenizer = tokenizer_from_gguf(metadata, checkpoint.path)
-        source = chat_template_from_gguf(metadata)
+        source = chat_template_from_gguf(metadata, checkpoint.path)
     else:
         tokenizer = tokenizer_from_folder(path)
         source = chat_template_from_folder(path)

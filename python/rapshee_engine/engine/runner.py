@@ -286,7 +286,7 @@ def _num_blocks(
     elif memory > free:
         raise ConfigError(
             f"kv_cache_memory_bytes ({memory}) is more than the {free} bytes that the weights "
-            f"leave free on {device}"
+            f"of {checkpoint.path!r} leave free on {device}"
         )
     else:  # all of it, also beyond what is wanted: the prefix cache then remembers more
         wanted[wanted.index(max(wanted))] = memory
@@ -318,7 +318,7 @@ def _loading(checkpoint: Checkpoint) -> Iterator[None]:
         message, tensor, file = (*error.args, None, None)[:3]
         raise WeightFileError(file or checkpoint.path, message, tensor=tensor or None) from error
     except (_core.DeviceError, ValueError) as error:
-        raise ConfigError(f"cannot load the model: {error}") from error
+        raise ConfigError(f"cannot load {checkpoint.path!r}: {error}") from error
 
 
 @contextmanager

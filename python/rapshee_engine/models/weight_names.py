@@ -251,7 +251,7 @@ def match_tensors(
     for name in shapes:
         if name not in used and not names.ignored.fullmatch(name):
             raise UnsupportedModelError(
-                f"{file}: tensor {name!r} is not known to this engine and might change the"
+                f"{file}: tensor {name!r:.200} is not known to this engine and might change the"
                 " model's results"
             )
     return matched

@@ -8,14 +8,31 @@ from weakref import WeakKeyDictionary
 
 from jinja2 import Template, TemplateSyntaxError, nodes
 
-from rapshee_engine.errors import InvalidRequestError, RapsheeError, UnsupportedModelError
+from rapshee_engine.errors import (
+    InvalidRequestError,
+    RapsheeError,
+    UnsupportedModelError,
+    WeightFileError,
+)
 from rapshee_engine.tokenizer.bounds import MAX_OUTPUT_BYTES, RenderBudget
 from rapshee_engine.tokenizer.control_tokens import ControlTokens
 from rapshee_engine.tokenizer.jinja_sandbox import ChatEnvironment
 from rapshee_engine.tokenizer.text_is_data import TextGuard, encode_marked
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate"]
+__all__ = ["ChatTemplate", "check_template_size"]
+
+# Characters; the longest of known models have 20,000. Compiling takes up to 20 us a character.
+_MAX_SOURCE = 1 << 16
+
+
+def check_template_size(source: str | None, file: str) -> str | None:
+    """``source``, which comes from ``file``; raises `WeightFileError` if it is far too long."""
+    if source is not None and len(source) > _MAX_SOURCE:
+        raise WeightFileError(
+            file, f"its chat template has {len(source)} characters (at most {_MAX_SOURCE})"
+        )
+    return source
 
 
 class ChatTemplate:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 import tokenizers
 
 from rapshee_engine.errors import UnsupportedModelError
+from rapshee_engine.tokenizer.string_set import StringSet
 
 __all__ = ["ControlTokens"]
+
+_MAX_LENGTH = 128  # characters; the longest of known models have 40
 
 
 class ControlTokens:
@@ -24,18 +26,24 @@ class ControlTokens:
     def __init__(
         self, tokens: Mapping[int, tokenizers.AddedToken], *, unknown: str | None = None
     ) -> None:
+        """Raises `UnsupportedModelError` if a string is far longer than such strings are."""
         self.ids = {token.content: token_id for token_id, token in tokens.items()}
         self.unknown_id = self.ids.get(unknown) if unknown is not None else None
         self._flags = {token.content: token for token in tokens.values()}
-        longest_first = sorted(self.ids, key=lambda string: (-len(string), string))
-        # "(?!)" matches nothing: a vocabulary may have no control tokens.
-        self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        for string in self.ids:
+            if len(string) > _MAX_LENGTH:
+                raise UnsupportedModelError(
+                    f"control token {string[:20]!r}... is {len(string)} characters long; at most "
+                    f"{_MAX_LENGTH} are supported"
+                )
+        self._strings = StringSet(self.ids)
+        self._lower_strings = StringSet(map(str.lower, self.ids))
         stripped = [string.strip() for string in self.ids]
         self.edges = _cases(char for string in stripped for char in (string[:1], string[-1:]))
 
     def split(self, text: str) -> list[str]:
         """``[text, token, text, ..., token, text]``: leftmost match first, longest first."""
-        return self._pattern.split(text)
+        return self._strings.split(text)
 
     def lstrip(self, token: str) -> bool:
         """Whether the token swallows white space before it."""
@@ -57,14 +65,7 @@ class ControlTokens:
     def touches(self, text: str) -> bool:
         """Whether the text holds a control token, starts with the end of one, or ends with the
         beginning of one, whatever the case."""
-        text = text.lower()
-        for string in map(str.lower, self.ids):
-            if string in text:
-                return True
-            for size in range(1, min(len(string), len(text) + 1)):
-                if text.endswith(string[:size]) or text.startswith(string[-size:]):
-                    return True
-        return False
+        return self._lower_strings.touches(text.lower())
 
 
 def _cases(chars: Iterable[str]) -> frozenset[str]:

@@ -8,6 +8,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, processors
 
 from rapshee_engine.errors import WeightFileError
+from rapshee_engine.files import short_repr
 from rapshee_engine.tokenizer.gguf_fields import VocabularyFields
 from rapshee_engine.tokenizer.pre_tokenizers import PreTokenizer
 from rapshee_engine.tokenizer.sentencepiece_model import PieceKind
@@ -52,12 +53,14 @@ def _model(fields: VocabularyFields, *, ignore_merges: bool) -> models.BPE:
     for merge in fields.strings("merges"):
         left, space, right = merge.partition(" ")
         if not space:
-            raise WeightFileError(fields.source, f"merge {merge!r} is not a pair of tokens")
+            raise WeightFileError(
+                fields.source, f"merge {short_repr(merge)} is not a pair of tokens"
+            )
         pairs.append((left, right))
     try:
         return models.BPE(vocab, pairs, ignore_merges=ignore_merges)
     except Exception as error:  # the library raises bare Exception
-        raise fields.error("merges", f"do not fit the tokens: {error}") from None
+        raise fields.error("merges", f"do not fit the tokens: {error!s:.300}") from None
 
 
 def _add_tokens(hf: tokenizers.Tokenizer, fields: VocabularyFields) -> None:
@@ -76,7 +79,11 @@ def _frame(
     tokens: Sequence[str], first: Sequence[int], last: Sequence[int]
 ) -> processors.TemplateProcessing:
     """Puts ``first`` before and ``last`` behind each encoded text."""
-    pieces = [f"{tokens[i]}:0" for i in first] + ["$A:0"] + [f"{tokens[i]}:0" for i in last]
+    # Tokens go by their ids in the frame, whose syntax their strings might break.
     return processors.TemplateProcessing(
-        single=pieces, pair=None, special_tokens=[(tokens[i], i) for i in {*first, *last}]
+        single=[f"id{i}" for i in first] + ["$A"] + [f"id{i}" for i in last],
+        pair=None,
+        special_tokens=[
+            {"id": f"id{i}", "ids": [i], "tokens": [tokens[i]]} for i in {*first, *last}
+        ],
     )

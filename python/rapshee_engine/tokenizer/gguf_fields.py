@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rapshee_engine.errors import WeightFileError
+from rapshee_engine.files import short_repr
 from rapshee_engine.tokenizer.sentencepiece_model import PieceKind
 
 __all__ = ["VocabularyFields"]
@@ -63,14 +64,16 @@ class VocabularyFields:
         token_id = self._metadata.get(_PREFIX + key)
         if token_id is None:
             return default if default is None or default < len(self.tokens) else None
-        if not isinstance(token_id, int) or not 0 <= token_id < len(self.tokens):
-            raise self.error(key, f"is {token_id!r}; the vocabulary has {len(self.tokens)} tokens")
+        if type(token_id) is not int or not 0 <= token_id < len(self.tokens):
+            raise self.error(
+                key, f"is {short_repr(token_id)}; the vocabulary has {len(self.tokens)} tokens"
+            )
         return token_id
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._metadata.get(_PREFIX + key, default)
         if not isinstance(value, bool):
-            raise self.error(key, f"is {value!r}, not a boolean")
+            raise self.error(key, f"is {short_repr(value)}, not a boolean")
         return value
 
     def _types(self) -> Sequence[int]:
@@ -80,5 +83,7 @@ class VocabularyFields:
             raise self.error("token_type", f"must be a list of {count} types")
         for token_id, kind in enumerate(types):
             if type(kind) is not int or not PieceKind.NORMAL <= kind <= PieceKind.BYTE:
-                raise self.error("token_type", f"of token {token_id} is {kind!r} (1 to 6)")
+                raise self.error(
+                    "token_type", f"of token {token_id} is {short_repr(kind)} (1 to 6)"
+                )
         return types

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rapshee_engine.errors import UnsupportedModelError
+from rapshee_engine.errors import UnsupportedModelError, WeightFileError
+from rapshee_engine.files import short_repr
+from rapshee_engine.tokenizer.chat_template import check_template_size
 from rapshee_engine.tokenizer.gguf_bpe import byte_level_vocabulary
 from rapshee_engine.tokenizer.gguf_fields import VocabularyFields
 from rapshee_engine.tokenizer.gguf_sentencepiece import sentencepiece_vocabulary
@@ -23,10 +25,18 @@ _KINDS = {"gpt2": "byte-level BPE", "llama": "sentencepiece BPE"}
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
 
 
-def chat_template_from_gguf(metadata: Mapping[str, Any]) -> str | None:
-    """Jinja source of the file's chat template, if it has one."""
+def chat_template_from_gguf(metadata: Mapping[str, Any], source: str) -> str | None:
+    """Jinja source of the file's chat template, if it has one.
+
+    Raises:
+        WeightFileError: it is no string, or too long for a template.
+    """
     template = metadata.get("tokenizer.chat_template")
-    return template if isinstance(template, str) else None
+    if template is not None and not isinstance(template, str):
+        raise WeightFileError(
+            source, f"tokenizer.chat_template must be a string, got {short_repr(template)}"
+        )
+    return check_template_size(template, source)
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], source: str) -> Tokenizer:
@@ -41,11 +51,11 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], source: str) -> Tokenizer:
         WeightFileError: entries are missing or do not fit each other.
     """
     kind = metadata.get("tokenizer.ggml.model")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         supported = ", ".join(f"{name!r} ({what})" for name, what in _KINDS.items())
         raise UnsupportedModelError(
-            f"{source}: tokenizer.ggml.model {kind!r} is not supported; supported: {supported}. "
-            "A Hugging Face folder with a tokenizer.json works instead"
+            f"{source}: tokenizer.ggml.model {short_repr(kind)} is not supported; supported: "
+            f"{supported}. A Hugging Face folder with a tokenizer.json works instead"
         )
     if kind == "llama":
         return _sentencepiece(metadata, source)
@@ -54,7 +64,10 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], source: str) -> Tokenizer:
 
 def _byte_level(metadata: Mapping[str, Any], source: str) -> Tokenizer:
     fields = VocabularyFields(metadata, source)
-    rule = pre_tokenizer(str(metadata.get("tokenizer.ggml.pre", "default")), source)
+    name = metadata.get("tokenizer.ggml.pre", "default")
+    if not isinstance(name, str):
+        raise fields.error("pre", f"must be a string, got {short_repr(name)}")
+    rule = pre_tokenizer(name, source)
     bos, eos = fields.token_id("bos_token_id"), fields.token_id("eos_token_id")
     first, last = _frame(fields, bos, eos, add_bos=rule.add_bos)
     vocabulary = byte_level_vocabulary(fields, rule, first=first, last=last)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,9 @@ import tokenizers
 from tokenizers import AddedToken
 
 from rapshee_engine.errors import WeightFileError
+from rapshee_engine.files import is_there, read_file, read_optional_json_object, short_repr
+from rapshee_engine.tokenizer.chat_template import check_template_size
+from rapshee_engine.tokenizer.library_checks import check_library_tokenizer
 from rapshee_engine.tokenizer.sentencepiece_folder import vocabulary_from_sentencepiece
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
 from rapshee_engine.tokenizer.vocabulary import LibraryVocabulary, Vocabulary
@@ -26,6 +28,9 @@ _NAMED_TOKENS = (
     "cls_token",
     "mask_token",
 )
+_EXTRA_TOKENS = "additional_special_tokens"
+_MAX_TOKENIZER_BYTES = 256 << 20  # the largest of known models have 35 MB
+_MAX_TEMPLATE_BYTES = 4 << 20
 
 
 def tokenizer_from_folder(path: Path) -> Tokenizer:
@@ -37,15 +42,12 @@ def tokenizer_from_folder(path: Path) -> Tokenizer:
         WeightFileError: a file is missing or broken.
         UnsupportedModelError: the tokenizer's decoder or kind is not implemented.
     """
-    settings = {
-        **_read_json(path / "special_tokens_map.json"),
-        **_read_json(path / "tokenizer_config.json"),
-    }
+    settings = _settings(path)
     vocabulary: Vocabulary
-    if (path / "tokenizer.json").is_file():
+    if is_there(path / "tokenizer.json"):
         vocabulary, bos, eos = _from_library(path / "tokenizer.json", settings)
-    elif (path / "tokenizer.model").is_file():
-        added = _read_json(path / "added_tokens.json")
+    elif is_there(path / "tokenizer.model"):
+        added = read_optional_json_object(path / "added_tokens.json")
         vocabulary, bos, eos = vocabulary_from_sentencepiece(
             path / "tokenizer.model", settings, added
         )
@@ -61,14 +63,43 @@ def tokenizer_from_folder(path: Path) -> Tokenizer:
     )
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    """``tokenizer_config.json`` over ``special_tokens_map.json``, their tokens checked."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        own = read_optional_json_object(path / name)
+        for key in _NAMED_TOKENS:
+            _check_token(path / name, key, own.get(key))
+        extra = own.get(_EXTRA_TOKENS)
+        if extra is not None and not isinstance(extra, list):
+            raise WeightFileError(
+                str(path / name), f"{_EXTRA_TOKENS} must be a list, got {short_repr(extra)}"
+            )
+        for token in extra or ():
+            _check_token(path / name, _EXTRA_TOKENS, token)
+        settings |= own
+    return settings
+
+
+def _check_token(file: Path, key: str, token: object) -> None:
+    if token is not None and _content(token) is None:
+        raise WeightFileError(str(file), f"{key} must be a token's string, got {short_repr(token)}")
+
+
+def _content(token: object) -> str | None:
+    """A token entry is a string or an object with its ``content``."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
 def _from_library(
     file: Path, settings: Mapping[str, Any]
 ) -> tuple[LibraryVocabulary, str | None, str | None]:
     """The vocabulary, and the strings of the tokens that begin and end a text."""
     hf = _load(file)
     named = {key: _content(settings.get(key)) for key in _NAMED_TOKENS}
-    extra = settings.get("additional_special_tokens") or []
-    _mark_special(hf, [*named.values(), *map(_content, extra)])
+    _mark_special(hf, [*named.values(), *map(_content, settings.get(_EXTRA_TOKENS) or ())])
     bos, eos = (_in_vocab(hf, named[key]) for key in ("bos_token", "eos_token"))
     return LibraryVocabulary(hf, str(file)), bos, eos
 
@@ -80,47 +111,49 @@ def chat_template_from_folder(path: Path) -> str | None:
     ``tokenizer_config.json``; of several, the one named ``default``.
     """
     file = path / "chat_template.jinja"
-    if file.is_file():
+    if is_there(file):
         try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return check_template_size(read_file(file, _MAX_TEMPLATE_BYTES).decode(), str(file))
+        except UnicodeDecodeError as error:
             raise WeightFileError(str(file), str(error)) from None
     for name in ("chat_template.json", "tokenizer_config.json"):
-        template = _read_json(path / name).get("chat_template")
-        if isinstance(template, list):
-            by_name = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = by_name.get("default")
-        if isinstance(template, str):
-            return template
+        file = path / name
+        template = _template(file, read_optional_json_object(file).get("chat_template"))
+        if template is not None:
+            return check_template_size(template, str(file))
     return None
 
 
+def _template(file: Path, value: Any) -> str | None:
+    """A template, or the one named ``default`` of a list."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise WeightFileError(
+            str(file), f"chat_template must be a string or a list, got {short_repr(value)}"
+        )
+    by_name = {}
+    for entry in value:
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(key), str) for key in ("name", "template")
+        ):
+            raise WeightFileError(
+                str(file), f"chat_template must list names and templates, got {short_repr(entry)}"
+            )
+        by_name[entry["name"]] = entry["template"]
+    return by_name.get("default")
+
+
 def _load(file: Path) -> tokenizers.Tokenizer:
+    data = read_file(file, _MAX_TOKENIZER_BYTES)
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        hf = tokenizers.Tokenizer.from_buffer(data)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic inside the library derives from BaseException
-        raise WeightFileError(str(file), f"not a readable tokenizer: {error}") from None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightFileError(str(file), f"not readable as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise WeightFileError(str(file), "expected a JSON object")
-    return value
-
-
-def _content(token: object) -> str | None:
-    """A token entry is a string or an object with its ``content``."""
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
+        raise WeightFileError(str(file), f"not a readable tokenizer: {error!s:.300}") from None
+    check_library_tokenizer(hf, str(file))
+    return hf
 
 
 def _in_vocab(hf: tokenizers.Tokenizer, token: str | None) -> str | None:
@@ -139,13 +172,14 @@ def _eos_ids(path: Path, eos_token_id: int | None) -> set[int]:
     """The tokenizer's own, and those of ``generation_config.json``, else of ``config.json``."""
     ids = set() if eos_token_id is None else {eos_token_id}
     for name in ("generation_config.json", "config.json"):
-        value = _read_json(path / name).get("eos_token_id")
+        value = read_optional_json_object(path / name).get("eos_token_id")
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
             raise WeightFileError(
-                str(path / name), f"eos_token_id must be an integer or a list of them: {value!r}"
+                str(path / name),
+                f"eos_token_id must be an integer or a list of them: {short_repr(value)}",
             )
         return ids | set(values)
     return ids

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from rapshee_engine.errors import UnsupportedModelError
+from rapshee_engine.files import short_repr
 
 __all__ = ["PRE_TOKENIZERS", "PreTokenizer", "pre_tokenizer"]
 
@@ -223,7 +224,7 @@ def pre_tokenizer(name: str, source: str) -> PreTokenizer:
     """
     if name not in PRE_TOKENIZERS:
         raise UnsupportedModelError(
-            f"{source}: pre-tokenizer {name!r} (tokenizer.ggml.pre) is not supported; "
+            f"{source}: pre-tokenizer {short_repr(name)} (tokenizer.ggml.pre) is not supported; "
             f"supported: {', '.join(sorted(PRE_TOKENIZERS))}"
         )
     return PRE_TOKENIZERS[name]

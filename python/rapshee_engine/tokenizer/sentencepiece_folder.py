@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from rapshee_engine.errors import WeightFileError
+from rapshee_engine.files import read_file
 from rapshee_engine.tokenizer.sentencepiece_model import (
     PieceKind,
     SentencePieceModel,
@@ -50,7 +51,7 @@ def vocabulary_from_sentencepiece(
         WeightFileError: a file is broken, or does not fit the others.
         UnsupportedModelError: the model needs something that is not implemented.
     """
-    model = _read(file)
+    model = read_sentencepiece(read_file(file, _MAX_FILE_BYTES), str(file))
     settings = {"bos_token": model.bos_piece, "eos_token": model.eos_piece, **settings}
     added = _added_tokens(model, settings, added_tokens, str(file.parent))
     model = _without_renamed(model, added)
@@ -63,17 +64,6 @@ def vocabulary_from_sentencepiece(
         model, added, prefix=_prefix(model, settings), first=first, last=last, source=str(file)
     )
     return vocabulary, bos, eos
-
-
-def _read(file: Path) -> SentencePieceModel:
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise WeightFileError(str(file), f"cannot be read: {error.strerror}") from None
-    if len(data) > _MAX_FILE_BYTES:
-        raise WeightFileError(str(file), f"larger than {_MAX_FILE_BYTES >> 20} MiB")
-    return read_sentencepiece(data, str(file))
 
 
 def _added_tokens(

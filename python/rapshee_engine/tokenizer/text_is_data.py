@@ -14,13 +14,13 @@ they are, except constants that have to do with control tokens.
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rapshee_engine.errors import InvalidRequestError
 from rapshee_engine.tokenizer.control_tokens import ControlTokens
+from rapshee_engine.tokenizer.string_set import StringSet
 from rapshee_engine.tokenizer.tokenizer import Tokenizer, reject_lone_surrogates
 
 __all__ = ["TextGuard", "encode_marked"]
@@ -30,6 +30,8 @@ __all__ = ["TextGuard", "encode_marked"]
 _MARKERS = range(0x20000, 0x2A6D7)
 _MARKER_DRAWS = 16
 _MAX_DEPTH = 64
+# Characters of what a template looks for in messages; longer constants are text of its own.
+_MAX_CONSTANT = 128
 
 
 class TextGuard:
@@ -39,13 +41,13 @@ class TextGuard:
         """Raises `UnsupportedModelError` if a control token is too short to be broken."""
         control.require_breakable()
         self._edges = control.edges
-        kept = [
+        self._kept = StringSet(
             constant
             for constant in template_constants
-            if not self._edges.isdisjoint(constant) and not control.touches(constant)
-        ]
-        kept.sort(key=len, reverse=True)
-        self._kept = re.compile(f"({'|'.join(map(re.escape, kept)) or '(?!)'})")
+            if len(constant) <= _MAX_CONSTANT
+            and not self._edges.isdisjoint(constant)
+            and not control.touches(constant)
+        )
 
     def mark(self, messages: Sequence[Mapping[str, Any]], template: str) -> tuple[list[Any], str]:
         """A marked copy of the messages, and the marker.

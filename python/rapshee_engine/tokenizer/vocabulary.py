@@ -9,6 +9,8 @@ from typing import Protocol
 
 import tokenizers
 
+from rapshee_engine.errors import InvalidRequestError
+from rapshee_engine.tokenizer.library_checks import library_errors
 from rapshee_engine.tokenizer.token_text import TokenScheme, token_scheme
 
 __all__ = ["LibraryVocabulary", "Vocabulary"]
@@ -81,10 +83,12 @@ class LibraryVocabulary:
 
     def encode(self, text: str, *, add_special_tokens: bool, parse_special: bool) -> list[int]:
         hf = self._hf if parse_special else self._plain
-        return hf.encode(text, add_special_tokens=add_special_tokens).ids
+        with library_errors(InvalidRequestError("the tokenizer fails on this text")):
+            return hf.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_continuation(self, text: str) -> list[int]:
-        return self._plain_continuation.encode(text, add_special_tokens=False).ids
+        with library_errors(InvalidRequestError("the tokenizer fails on this text")):
+            return self._plain_continuation.encode(text, add_special_tokens=False).ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return self._hf.decode(list(token_ids), skip_special_tokens=skip_special_tokens)

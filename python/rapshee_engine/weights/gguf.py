@@ -30,13 +30,14 @@ _VERSION = 3
 _DEFAULT_ALIGNMENT = 32
 
 # Bounds on what a header may ask for. Real ones: under 100 keys, 2,000 tensors, 16 MiB, and
-# arrays of 10^6 items in all (a large vocabulary with its merges, scores and types).
+# arrays of 1.3 * 10^6 items in all (a large vocabulary with its merges, scores and types).
 _FIRST_READ_BYTES = 16 << 20
-_MAX_HEADER_BYTES = 256 << 20
-_MAX_KEYS = 1 << 16
-_MAX_TENSORS = 1 << 18
-_MAX_ARRAY_ITEMS = 1 << 23
+_MAX_HEADER_BYTES = 64 << 20
+_MAX_KEYS = 1 << 14
+_MAX_TENSORS = 1 << 15
+_MAX_ARRAY_ITEMS = 1 << 22
 _MAX_ARRAY_DEPTH = 4
+_ITEMS_OF_AN_ARRAY = 16  # what an array inside another counts for, beside its own items
 _MAX_NAME_BYTES = (1 << 16) - 1
 _MAX_ALIGNMENT = 1 << 20
 
@@ -119,26 +120,33 @@ def read_gguf(path: str | Path) -> GGUFFile:
     """
     file = str(path)
     stream, file_size = open_regular(path)
+    limit = min(file_size, _MAX_HEADER_BYTES)
     try:
         with stream:
-            buffer = stream.read(min(file_size, _FIRST_READ_BYTES))
+            buffer = stream.read(min(limit, _FIRST_READ_BYTES))
             try:
                 return _parse(file, buffer, file_size)
-            except _EndOfBufferError:
-                buffer += stream.read(min(file_size, _MAX_HEADER_BYTES) - len(buffer))
+            except _EndOfBufferError as end:
+                if end.needed <= limit:
+                    buffer += stream.read(limit - len(buffer))
     except OSError as error:
         raise WeightFileError(file, f"cannot be read: {error.strerror}") from error
     try:
         return _parse(file, buffer, file_size)
-    except _EndOfBufferError:
-        limit = "the header is truncated"
+    except _EndOfBufferError as end:
         if file_size > _MAX_HEADER_BYTES:
-            limit = f"the header is larger than {_MAX_HEADER_BYTES >> 20} MiB"
-        raise WeightFileError(file, limit) from None
+            reason = f"the header is larger than {_MAX_HEADER_BYTES >> 20} MiB"
+        else:
+            reason = f"the header is truncated: it goes on to byte {end.needed} at least"
+        raise WeightFileError(file, reason) from None
 
 
 class _EndOfBufferError(Exception):
-    """The header goes on behind the bytes at hand."""
+    """The header goes on behind the bytes at hand, to ``needed`` at least."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(needed)
+        self.needed = needed
 
 
 class _Cursor:
@@ -158,10 +166,14 @@ class _Cursor:
     def take(self, nbytes: int) -> int:
         """Advance over ``nbytes`` and return where they start."""
         start = self.position
-        if nbytes > len(self.buffer) - start:
-            raise _EndOfBufferError
+        self.require(nbytes)
         self.position = start + nbytes
         return start
+
+    def require(self, nbytes: int) -> None:
+        """Raise `_EndOfBufferError` unless ``nbytes`` more are there."""
+        if nbytes > len(self.buffer) - self.position:
+            raise _EndOfBufferError(self.position + nbytes)
 
     def u32(self) -> int:
         return int(_U32.unpack_from(self.buffer, self.take(4))[0])
@@ -178,16 +190,17 @@ class _Cursor:
 
     def strings(self, count: int, what: str) -> list[str]:
         """``count`` strings. A vocabulary has 10^5 of them, hence the bare loop."""
+        self.require(count * _U64.size)
         buffer, position, size = self.buffer, self.position, len(self.buffer)
         length_of, out = _U64.unpack_from, []
         try:
             for _ in range(count):
                 start = position + 8
                 if start > size:
-                    raise _EndOfBufferError
+                    raise _EndOfBufferError(start)
                 position = start + length_of(buffer, position)[0]
                 if position > size:
-                    raise _EndOfBufferError
+                    raise _EndOfBufferError(position)
                 out.append(buffer[start:position].decode())
         except UnicodeDecodeError as error:
             raise self.error(f"string {len(out)} of {what} is not UTF-8") from error
@@ -204,9 +217,10 @@ class _Cursor:
         if depth > _MAX_ARRAY_DEPTH:
             raise self.error(f"{key}: arrays nested more than {_MAX_ARRAY_DEPTH} deep")
         kind, count = self.u32(), self.u64()
-        if count > self.array_items_left:
+        cost = count * (_ITEMS_OF_AN_ARRAY if kind == _ARRAY else 1)
+        if cost > self.array_items_left:
             raise self.error(f"{key}: array of {count} items (at most {_MAX_ARRAY_ITEMS} in all)")
-        self.array_items_left -= count
+        self.array_items_left -= cost
         if kind == _ARRAY:
             return [self.array(key, depth + 1) for _ in range(count)]
         return self.items(kind, count, key)
@@ -240,6 +254,7 @@ def _parse(file: str, buffer: bytes, file_size: int) -> GGUFFile:
             raise cursor.error("is listed twice", info.name)
         tensors[info.name] = _locate(cursor, info, data_start, alignment, file_size)
     check_no_overlap(file, tensors.values())
+    _check_no_holes(cursor, tensors, data_start, alignment)
     return GGUFFile(file, MappingProxyType(metadata), MappingProxyType(tensors))
 
 
@@ -319,3 +334,17 @@ def _locate(
             f"its data end at byte {offset + info.nbytes}, the file at byte {file_size}", info.name
         )
     return TensorInfo(info.name, info.dtype, info.shape, offset, info.nbytes)
+
+
+def _check_no_holes(
+    cursor: _Cursor, tensors: Mapping[str, TensorInfo], data_start: int, alignment: int
+) -> None:
+    """Each tensor begins at the first aligned byte after the one before, as ggml demands: nothing
+    hides between them. They do not overlap."""
+    expected = data_start
+    for tensor in sorted(tensors.values(), key=lambda t: t.offset):
+        if tensor.offset != expected:
+            raise cursor.error(
+                f"lies at byte {tensor.offset}, the one before ends at byte {expected}", tensor.name
+            )
+        expected = -(-(tensor.offset + tensor.nbytes) // alignment) * alignment
