@@ -1,0 +1,9 @@
+"""``python tests/fuzz/fuzz_config.py -max_total_time=300``; see `fuzz.script`."""
+
+from fuzz.script import instrumented, run
+
+with instrumented():
+    from fuzz.targets import fuzz_config
+
+if __name__ == "__main__":
+    run(fuzz_config)
