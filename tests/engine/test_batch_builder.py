@@ -50,6 +50,21 @@ class Bench:
         return batch
 
 
+def test_tables_grow_with_the_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = Bench()
+    monkeypatch.setattr("rapshee_engine.engine.batch_builder._FIRST_TABLE_WIDTH", 1)
+    narrow = Bench()
+    for bench in (wide, narrow):
+        bench.add(range(70), max_tokens=20)
+        bench.add([3, 4, 5])
+    assert narrow.builder._tables.shape[-1] < wide.builder._tables.shape[-1]
+    for _ in range(12):
+        steps = [bench.step().step_input.as_arguments() for bench in (wide, narrow)]
+        assert {k: v.tolist() for k, v in steps[0].items()} == {
+            k: v.tolist() for k, v in steps[1].items()
+        }
+
+
 def test_a_prompt_and_its_first_decode() -> None:
     bench = Bench()
     request = bench.add([5, 6, 7, 8, 4, 3], temperature=0.5, top_k=3, seed=77)

@@ -202,7 +202,7 @@ class BatchBuilder:
         blocks = self._tables[:, np.repeat(slots, lens), positions // self._block_size]
         slot_mapping = blocks.astype(np.int64) * self._block_size + positions % self._block_size
         longest = max(self._table_lens[s.slot] for s in step.sequences)
-        width = -(-longest // _TABLE_ALIGNMENT) * _TABLE_ALIGNMENT
+        width = _aligned(longest)
         return {
             "token_ids": token_ids,
             "positions": positions,
