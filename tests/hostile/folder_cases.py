@@ -355,7 +355,7 @@ def rope() -> Iterator[Case]:
             edit("config.json", rope_scaling=twin),
             file="config.json",
         )
-    for attack in ({"rope_type": "yarn", "factor": 2.0}, {**linear, "attention_factor": 1e30}):
+    for attack in ({"rope_type": "spiral", "factor": 2.0}, {**linear, "attention_factor": 1e30}):
         yield folder_case(
             f"rope_scaling {attack!r}",
             edit("config.json", rope_scaling=attack),

@@ -184,7 +184,7 @@ def hyper_parameters() -> Iterator[Case]:
     yield gguf_case("a vocabulary of 2^24", set_key("llama.vocab_size", 1 << 24))
     unsupported = {
         "an unknown architecture": ("general.architecture", "rm -rf"),
-        "unknown scaling": ("llama.rope.scaling.type", "yarn"),
+        "unknown scaling": ("llama.rope.scaling.type", "spiral"),
         "an unknown key": ("llama.attention.secret", 1),
         "experts": ("llama.expert_count", 8),
         "a split file": ("split.count", 2),
