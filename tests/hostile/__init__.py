@@ -1,5 +1,5 @@
-"""Checkpoints that were made to do harm, each beside a valid twin that differs in one thing.
+"""Checkpoints that were made to do harm, each beside a valid twin that loads.
 
-A test file for attackers: `corpus.CASES` has them all, `corpus.run` loads them in a process of
-their own, with little memory, and says what came of each.
+`corpus.CASES` has them all; `corpus.run_all` loads them in a process with little memory, and says
+what came of each.
 """

@@ -43,7 +43,7 @@ def record(index: int, **fields: Any) -> Any:
 
 
 def cut_after(part: str) -> Any:
-    """The file ends behind a part, or one byte later; the data are cut in their middle."""
+    """The file ends behind a part."""
 
     def cut(g: Gguf) -> bytes:
         data = b""
