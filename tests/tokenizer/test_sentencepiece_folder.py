@@ -147,6 +147,13 @@ def test_a_file_that_is_no_model_is_refused(folder: Path) -> None:
         tokenizer_from_folder(folder)
 
 
+def test_a_file_that_is_too_large_is_refused(folder: Path) -> None:
+    with (folder / "tokenizer.model").open("ab") as file:
+        file.truncate((1 << 25) + 1)
+    with pytest.raises(WeightFileError, match=r"tokenizer\.model: larger than 32 MiB"):
+        tokenizer_from_folder(folder)
+
+
 def test_an_unsupported_model_is_refused(folder: Path) -> None:
     content = (folder / "tokenizer.model").read_bytes()
     (folder / "tokenizer.model").write_bytes(content + b"\x12\x02\x18\x04")

@@ -74,6 +74,8 @@ def test_negative_ids_name_no_token() -> None:
         (b"\x0a", "a number has no end"),
         (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "a number has no end"),
         (PIECES + b"\x0a\x05ab", "truncated"),
+        (PIECES + field(1, field(3, 1) * 9), "a message has too many fields"),
+        (PIECES + field(9, 1) * (2 << 20), "a message has too many fields"),
         (field(1, 5), "a string is a number"),
         (field(1, field(1, b"\xff")), "piece 0 is not UTF-8"),
         (PIECES + field(2, field(3, b"x")), "a number is a string"),

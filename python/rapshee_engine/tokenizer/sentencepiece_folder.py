@@ -31,7 +31,7 @@ _NAMED_TOKENS = (
     "mask_token",
 )
 _NAMED_LISTS = ("additional_special_tokens", "extra_special_tokens")
-_MAX_FILE_BYTES = 1 << 28
+_MAX_FILE_BYTES = 1 << 25  # the largest known has 5 MB
 
 # In `transformers` these are not legacy unless the settings say so; other classes are.
 _MODERN_CLASSES = frozenset({"LlamaTokenizer", "LlamaTokenizerFast"})

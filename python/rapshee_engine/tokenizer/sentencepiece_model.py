@@ -23,7 +23,11 @@ __all__ = ["PieceKind", "SentencePieceModel", "read_sentencepiece"]
 _UNIGRAM, _BPE = 1, 2
 _MODEL_TYPES = {_UNIGRAM: "unigram", _BPE: "BPE", 3: "word", 4: "char"}
 
-_MAX_PIECES = 1 << 22
+# Four times the largest vocabulary.
+_MAX_PIECES = 1 << 20
+# A file's messages: itself and its settings, which may list special pieces; one piece, which has 3.
+_MAX_FIELDS = _MAX_PIECES + 1024
+_MAX_PIECE_FIELDS = 8
 _MAX_PIECE_CHARS = 1 << 10
 # Beyond any score of a real vocabulary, and sums over a text stay finite.
 _MAX_SCORE = 1e12
@@ -173,10 +177,13 @@ class _BrokenMessageError(Exception):
     """The bytes are no message."""
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _fields(data: memoryview, most: int) -> Iterator[tuple[int, int | memoryview]]:
     """Number and value of each field: an integer, or the bytes of a string, message or float."""
     position, size = 0, len(data)
     while position < size:
+        most -= 1
+        if most < 0:
+            raise _BrokenMessageError("a message has too many fields")
         key, position = _read_varint(data, position)
         wire = key & 7
         if wire == 0:
@@ -217,13 +224,13 @@ def read_sentencepiece(data: bytes, source: str) -> SentencePieceModel:
     trainer: dict[int, int | memoryview] = {}
     normalizer: dict[int, int | memoryview] = {}
     try:
-        for field, value in _fields(memoryview(data)):
+        for field, value in _fields(memoryview(data), _MAX_FIELDS):
             if field == 1:
                 pieces.append(_piece(_bytes(value), len(pieces)))
             elif field == 2:
-                trainer.update(_fields(_bytes(value)))
+                trainer.update(_fields(_bytes(value), _MAX_FIELDS))
             elif field == 3:
-                normalizer.update(_fields(_bytes(value)))
+                normalizer.update(_fields(_bytes(value), _MAX_FIELDS))
         return _model(pieces, trainer, normalizer, source)
     except _BrokenMessageError as error:
         raise WeightFileError(source, f"not a readable sentencepiece model: {error}") from None
@@ -231,7 +238,7 @@ def read_sentencepiece(data: bytes, source: str) -> SentencePieceModel:
 
 def _piece(data: memoryview, index: int) -> tuple[str, float, int]:
     text, score, kind = "", 0.0, int(PieceKind.NORMAL)
-    for field, value in _fields(data):
+    for field, value in _fields(data, _MAX_PIECE_FIELDS):
         if field == 1:
             text = _string(value, f"piece {index}")
         elif field == 2 and isinstance(value, memoryview) and len(value) == 4:
