@@ -60,6 +60,24 @@ def test_defaults_are_those_of_the_format() -> None:
     assert model.processor("file").encode("a") == [0, 1]  # the prefix is unknown
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (field(1, b"a") + b"\x15\0\0\x80\x3f", ("a", 1.0, 1)),
+        (field(1, b"a") + b"\x15\0\0\x80\x3f" + field(3, 4), ("a", 1.0, 4)),
+        (b"\x15\0\0\x80\x3f" + field(3, 4) + field(1, b"a"), ("a", 1.0, 4)),
+        (field(1, b"a") + b"\x15\0\0\x80\x3f" + field(4, 4), ("a", 1.0, 1)),
+        (field(1, b"a" * 300) + b"\x15\0\0\x80\x3f", ("a" * 300, 1.0, 1)),
+        (field(3, 5), ("", 0.0, 5)),
+    ],
+)
+def test_fields_of_a_piece_come_in_any_order(
+    message: bytes, expected: tuple[str, float, int]
+) -> None:
+    model = read_sentencepiece(field(1, message), "file")
+    assert (model.pieces[0], model.scores[0], model.kinds[0]) == expected
+
+
 def test_negative_ids_name_no_token() -> None:
     model = read_sentencepiece(PIECES + field(2, field(41, 2**64 - 1)), "file")
     assert (model.bos_piece, model.eos_piece) == (None, "</s>")
@@ -74,6 +92,8 @@ def test_negative_ids_name_no_token() -> None:
         (b"\x0a", "a number has no end"),
         (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "a number has no end"),
         (PIECES + b"\x0a\x05ab", "truncated"),
+        (PIECES + field(1, field(1, b"a") + b"\x15\0\0"), "truncated"),
+        (PIECES + field(1, field(1, b"a") + b"\x15\0\0\0\0\x18\x80"), "no end"),
         (PIECES + field(1, field(3, 1) * 9), "a message has too many fields"),
         (PIECES + field(9, 1) * (2 << 20), "a message has too many fields"),
         (field(1, 5), "a string is a number"),

@@ -203,6 +203,8 @@ def _fields(data: memoryview, most: int) -> Iterator[tuple[int, int | memoryview
 
 
 def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    if position < len(data) and data[position] < 0x80:  # most numbers
+        return data[position], position + 1
     value = shift = 0
     for byte in data[position : position + 10]:
         position += 1
@@ -237,6 +239,21 @@ def read_sentencepiece(data: bytes, source: str) -> SentencePieceModel:
 
 
 def _piece(data: memoryview, index: int) -> tuple[str, float, int]:
+    # As the library writes it: string, score and, unless it is normal, type. 10^5 pieces are like
+    # this; the other way round is for any order, and for strings of 128 bytes and more.
+    end = data[1] + 2 if len(data) > 1 and data[0] == 0x0A and data[1] < 0x80 else len(data)
+    rest = len(data) - end
+    if rest in (5, 7) and data[end] == 0x15:
+        kind: int = PieceKind.NORMAL
+        if rest == 7:
+            kind = data[end + 6] if data[end + 5] == 0x18 else 0x80
+        if kind < 0x80:
+            score = _FLOAT.unpack_from(data, end + 1)[0]
+            return _string(data[2:end], f"piece {index}"), score, kind
+    return _piece_of_any_order(data, index)
+
+
+def _piece_of_any_order(data: memoryview, index: int) -> tuple[str, float, int]:
     text, score, kind = "", 0.0, int(PieceKind.NORMAL)
     for field, value in _fields(data, _MAX_PIECE_FIELDS):
         if field == 1:
