@@ -200,11 +200,11 @@ def paged_attention(
     Args:
         pairs: (query token, visible key) pairs.
         keys: keys and values that are read.
-        dtype: of the cache, ``f32`` or ``bf16``.
+        dtype: of the cache, ``f32``, ``bf16`` or ``int8``, whose codes are multiplied as floats.
     """
-    element = _BLOCK_BYTES[dtype] / 32
-    nbytes = 2 * keys * head_dim * element + 2 * tokens * group * head_dim * _F32
-    return Cost(nbytes, {dtype: 4.0 * pairs * group * head_dim})
+    nbytes = 2 * keys * _kv_row_bytes(head_dim, dtype) + 2 * tokens * group * head_dim * _F32
+    arithmetic = "f32" if dtype == "int8" else dtype
+    return Cost(nbytes, {arithmetic: 4.0 * pairs * group * head_dim})
 
 
 def rms_norm(n: int, size: int) -> Cost:
@@ -235,7 +235,12 @@ def kv_dtype(checkpoint: Checkpoint) -> str:
 
 def kv_token_bytes(config: ModelConfig, dtype: str) -> float:
     """Bytes of one token's keys and values, over all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * _BLOCK_BYTES[dtype] / 32
+    return 2 * config.num_layers * config.num_kv_heads * _kv_row_bytes(config.head_dim, dtype)
+
+
+def _kv_row_bytes(head_dim: int, dtype: str) -> float:
+    """Bytes of one token's keys, or values, of one KV head; int8 has a scale."""
+    return head_dim + _F32 if dtype == "int8" else head_dim * _BLOCK_BYTES[dtype] / 32
 
 
 def model_step(checkpoint: Checkpoint, *, tokens: int, sampled: int, start: float) -> Cost:

@@ -27,6 +27,8 @@ def test_a_model_is_all_that_is_needed() -> None:
         ("device", None),
         ("dtype", "float64"),
         ("dtype", None),
+        ("kv_dtype", "float16"),
+        ("kv_dtype", None),
         ("quantize", "q5"),
         ("quantize", "none"),
         ("load_format", "pickle"),

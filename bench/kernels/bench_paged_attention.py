@@ -20,7 +20,7 @@ from roofline import Limits, paged_attention
 
 # (group, head_dim) of SmolLM2-135M and of Llama 3 8B.
 MODELS = [(3, 64), (4, 128)]
-DTYPES = ["bf16", "f32"]
+DTYPES = ["bf16", "int8", "f32"]
 CONTEXTS = [128, 1024, 4096]
 # Query tokens of a tile: decode, and a chunk of a prompt.
 TILES = [1, 8]

@@ -29,6 +29,10 @@ namespace rapshee {
 // for all on a device without f32. Low-bit matrices always stay low-bit.
 enum class ComputeType : uint8_t { kAuto, kBFloat16, kFloat16, kFloat32 };
 
+// Elements of the KV cache. kAuto: f32 where the matrices are computed in f32, else the half type
+// of the device's computations. kInt8: with a scale for each token and KV head, of K and of V.
+enum class CacheType : uint8_t { kAuto, kBFloat16, kInt8 };
+
 // A tensor to be repacked: `rows` x `cols`, row-major in `dtype` blocks.
 struct WeightSource {
   std::string name;
@@ -160,11 +164,12 @@ enum class StepPart : uint8_t { kForward, kMasked };
 
 struct BackendOptions {
   int block_size = 0;
-  std::vector<int> num_blocks;  // of each group of layers (ModelConfig::kv_windows)
+  std::vector<int> num_blocks = {};  // of each group of layers (ModelConfig::kv_windows)
   int max_num_tokens = 0;
   int max_num_seqs = 0;
   int threads = 1;
   ComputeType compute = ComputeType::kAuto;
+  CacheType cache = CacheType::kAuto;
   bool deterministic = true;  // false: products may round as is fastest for their number of rows
 };
 

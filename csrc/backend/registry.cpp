@@ -54,6 +54,12 @@ class CudaDevice final : public Device {
  public:
   explicit CudaDevice(int index) : index_(index) {}
   std::unique_ptr<Backend> make_backend(const BackendOptions& options) const override {
+    if (options.cache == CacheType::kInt8) {
+      throw DeviceError("kv_dtype=int8 (--kv-dtype) is for the CPU; leave it out on CUDA");
+    }
+    if (options.cache == CacheType::kBFloat16 && options.compute == ComputeType::kFloat16) {
+      throw DeviceError("kv_dtype=bf16 (--kv-dtype) does not go with float16; leave it out");
+    }
     return std::make_unique<cuda::CudaBackend>(index_, options);
   }
   int default_block_size() const override { return 64; }

@@ -40,8 +40,9 @@ py::dict build_info() {
 DType parse_kv_dtype(const std::string& name) {
   if (name == "bfloat16") return DType::kBF16;
   if (name == "float16") return DType::kF16;
+  if (name == "int8") return DType::kI8;
   RAPSHEE_CHECK(name == "float32", "dtype: got '", name,
-                "', expected bfloat16, float16 or float32");
+                "', expected bfloat16, float16, float32 or int8");
   return DType::kF32;
 }
 

@@ -194,8 +194,9 @@ class PagedCache {
     RAPSHEE_CHECK(block_size >= 16 && block_size % 16 == 0 && blocks * block_size >= length_,
                   "block_table: ", blocks, " blocks of ", block_size, " for ", length_, " keys");
     for (int32_t b : span_of(table)) RAPSHEE_CHECK(b >= 0 && b < blocks, "block_table: got ", b);
-    const DType type = parse_dtype(dtype);
-    RAPSHEE_CHECK(type == DType::kF32 || type == DType::kBF16, "dtype: got ", dtype);
+    const DType type = dtype == "int8" ? DType::kI8 : parse_dtype(dtype);
+    RAPSHEE_CHECK(type == DType::kF32 || type == DType::kBF16 || type == DType::kI8, "dtype: got ",
+                  dtype);
     table_.assign(table.data(), table.data() + blocks);
     layout_ = {type, dim, block_size};
     cache_ = AlignedBuffer(layout_.head_bytes() * static_cast<size_t>(blocks));

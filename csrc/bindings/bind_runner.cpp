@@ -13,14 +13,23 @@
 namespace rapshee::bindings {
 namespace {
 
+CacheType parse_cache(const std::string& name) {
+  if (name == "auto") return CacheType::kAuto;
+  if (name == "bf16") return CacheType::kBFloat16;
+  RAPSHEE_CHECK(name == "int8", "kv_dtype: got '", name, "', expected auto, bf16 or int8");
+  return CacheType::kInt8;
+}
+
 std::unique_ptr<ModelRunner> make_runner(const ModelConfig& config,
                                          const std::vector<TensorEntry>& entries,
                                          const std::string& device, const std::string& dtype,
-                                         std::vector<int> num_blocks, int block_size,
-                                         int max_num_tokens, int max_num_seqs, int threads,
-                                         bool deterministic, const py::object& progress) {
+                                         const std::string& kv_dtype, std::vector<int> num_blocks,
+                                         int block_size, int max_num_tokens, int max_num_seqs,
+                                         int threads, bool deterministic,
+                                         const py::object& progress) {
   const RunnerOptions options{.device = device,
                               .compute = parse_compute(dtype),
+                              .cache = parse_cache(kv_dtype),
                               .num_blocks = std::move(num_blocks),
                               .block_size = block_size,
                               .max_num_tokens = max_num_tokens,
@@ -131,6 +140,7 @@ std::string hex(uint64_t value) {
 
 const char* kv_dtype_name(DType dtype) {
   if (dtype == DType::kF32) return "float32";
+  if (dtype == DType::kI8) return "int8";
   return dtype == DType::kF16 ? "float16" : "bfloat16";
 }
 
@@ -160,9 +170,9 @@ void register_runner(py::module_& m) {
   register_step_output(m);
   py::class_<ModelRunner>(m, "ModelRunner")
       .def(py::init(&make_runner), arg("config"), arg("entries"), py::kw_only(),
-           arg("device") = "cpu", arg("dtype") = "auto", arg("num_blocks"), arg("block_size"),
-           arg("max_num_tokens"), arg("max_num_seqs"), arg("threads"), arg("deterministic") = true,
-           arg("progress") = py::none())
+           arg("device") = "cpu", arg("dtype") = "auto", arg("kv_dtype") = "auto",
+           arg("num_blocks"), arg("block_size"), arg("max_num_tokens"), arg("max_num_seqs"),
+           arg("threads"), arg("deterministic") = true, arg("progress") = py::none())
       .def("launch", [](ModelRunner& runner,
                         const py::kwargs& arrays) { return runner.launch(parse_step(arrays)); })
       .def("set_masks", &set_masks, arg("ticket"), arg("masks"))

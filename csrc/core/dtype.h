@@ -4,7 +4,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
 #include <string>
 #include <string_view>
 
@@ -12,7 +11,8 @@
 
 namespace rapshee {
 
-// kQ*: blocks of 32 elements, or of 256 (kQ*K), as in GGUF; see quant/formats.h.
+// kQ*: blocks of 32 elements, or of 256 (kQ*K), as in GGUF; see quant/formats.h. kI8: of KV caches
+// alone, whose scales lie beside.
 enum class DType : uint8_t {
   kF32,
   kF16,
@@ -27,6 +27,7 @@ enum class DType : uint8_t {
   kQ4K,
   kQ5K,
   kQ6K,
+  kI8,
 };
 
 namespace detail {
@@ -41,7 +42,7 @@ inline constexpr DTypeInfo kDTypes[] = {
     {"f32", 1, 4},      {"f16", 1, 2},      {"bf16", 1, 2},     {"q4_0", 32, 18},
     {"q4_1", 32, 20},   {"q5_0", 32, 22},   {"q5_1", 32, 24},   {"q8_0", 32, 34},
     {"q2_k", 256, 84},  {"q3_k", 256, 110}, {"q4_k", 256, 144}, {"q5_k", 256, 176},
-    {"q6_k", 256, 210},
+    {"q6_k", 256, 210}, {"i8", 1, 1},
 };
 
 constexpr const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
@@ -53,10 +54,10 @@ constexpr int block_elements(DType dtype) { return detail::info(dtype).block_ele
 constexpr int block_bytes(DType dtype) { return detail::info(dtype).block_bytes; }
 constexpr bool is_quantized(DType dtype) { return block_elements(dtype) > 1; }
 
-// Throws InvalidArgument for a name that is no dtype.
+// The dtype of a tensor. Throws InvalidArgument for a name that is none.
 inline DType parse_dtype(std::string_view name) {
   std::string known;
-  for (size_t i = 0; i < std::size(detail::kDTypes); ++i) {
+  for (size_t i = 0; i < static_cast<size_t>(DType::kI8); ++i) {
     if (detail::kDTypes[i].name == name) return static_cast<DType>(i);
     known += (i ? ", " : "") + std::string(detail::kDTypes[i].name);
   }

@@ -183,6 +183,7 @@ LowBit low_bit(DType dtype) {
     case DType::kF32:
     case DType::kF16:
     case DType::kBF16:
+    case DType::kI8:
       break;
   }
   RAPSHEE_CHECK(false, "dtype: got ", dtype_name(dtype), ", expected one of blocks");

@@ -100,6 +100,7 @@ ModelRunner::ModelRunner(ModelConfig config, const std::vector<TensorEntry>& ent
                                            .max_num_seqs = options.max_num_seqs,
                                            .threads = options.threads,
                                            .compute = options.compute,
+                                           .cache = options.cache,
                                            .deterministic = options.deterministic});
   weights_ = load_weights(config_, entries, *backend_, progress);
   kv_dtype_ = backend_->allocate_cache(config_, weights_.all_f32);

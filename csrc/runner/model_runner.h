@@ -30,7 +30,8 @@ namespace rapshee {
 struct RunnerOptions {
   std::string device = "cpu";
   ComputeType compute = ComputeType::kAuto;
-  std::vector<int> num_blocks;  // of each group of ModelConfig::kv_windows
+  CacheType cache = CacheType::kAuto;
+  std::vector<int> num_blocks = {};  // of each group of ModelConfig::kv_windows
   int block_size = 0;
   int max_num_tokens = 0;
   int max_num_seqs = 0;

@@ -123,6 +123,7 @@ class ModelRunner:
         *,
         device: str = "cpu",
         dtype: str = "auto",
+        kv_dtype: str = "auto",
         num_blocks: Sequence[int],  # of each of ModelConfig.kv_windows
         block_size: int,
         max_num_tokens: int,
@@ -136,14 +137,16 @@ class ModelRunner:
         ``device``: one of `list_devices`. ``dtype``: ``auto`` (bf16 where the checkpoint is BF16 or
         F16, f32 where it is F32 and the device has it, low-bit blocks as they are), or one of
         `device_dtypes`. ``deterministic``: see ``EngineConfig``.
+        ``kv_dtype``: ``auto`` (float32 where the matrices are computed in it, else their half
+        type), ``bf16``, or ``int8``, CPU only.
         ``progress(bytes_done, bytes_total)`` is called from the constructing thread; an
         exception that it raises stops the load.
 
         Raises:
             ValueError: an argument out of range, or ``deterministic=False`` on CPU.
             WeightError: a tensor is missing, has the wrong shape or cannot be read.
-            DeviceError: no such device, not enough memory, or no cuBLASLt for
-                ``deterministic=False``.
+            DeviceError: no such device, not enough memory, a ``kv_dtype`` that the device does not
+                have, or no cuBLASLt for ``deterministic=False``.
         """
     def launch(
         self,
@@ -232,7 +235,7 @@ def default_block_size(device: str) -> int:
 
 def kv_block_bytes(config: ModelConfig, *, device: str, dtype: str, block_size: int) -> list[int]:
     """Bytes of one KV block of each group of layers, over the group's layers; ``dtype``: one of
-    `device_dtypes`."""
+    `device_dtypes`, or ``int8`` on CPU."""
 
 def workspace_bytes(
     config: ModelConfig,
@@ -349,7 +352,7 @@ class PagedCache:
         dtype: str = "f32",
         isa: str = "",
     ) -> None:
-        """``dtype``: f32 or bf16."""
+        """``dtype``: f32, bf16 or int8."""
     def attend(
         self,
         q: npt.NDArray[np.float32],  # [T, group, head_dim]

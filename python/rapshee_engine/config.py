@@ -12,6 +12,7 @@ __all__ = ["EngineConfig"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(-emu)?(:\d+)?")
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
+_KV_DTYPES = ("auto", "bf16", "int8")
 _QUANTIZATIONS = ("q8", "q4")
 _LOAD_FORMATS = ("auto", "gguf", "safetensors", "dummy")
 _MOST = MappingProxyType(
@@ -32,9 +33,12 @@ class EngineConfig:
         model: path of a GGUF file or of a Hugging Face folder.
         device: ``auto`` (the first GPU where this build and machine have one, else ``cpu``),
             ``cpu``, ``cuda`` (the first GPU), ``cuda:1``, or ``cuda-emu`` in builds for tests.
-        dtype: of unquantised weights and of the KV cache: ``auto``, ``bfloat16``, ``float32`` (CPU
-            only) or ``float16`` (CUDA only). ``auto`` is float32 for a float32 checkpoint on CPU,
-            else bfloat16. Quantised weights stay as they are.
+        dtype: of unquantised weights and, unless ``kv_dtype`` says otherwise, of the KV cache:
+            ``auto``, ``bfloat16``, ``float32`` (CPU only) or ``float16`` (CUDA only). ``auto`` is
+            float32 for a float32 checkpoint on CPU, else bfloat16. Quantised weights stay as they
+            are.
+        kv_dtype: of the KV cache: ``auto`` (that of the computation), ``bf16``, or, on CPU only,
+            ``int8``, half the size of bf16, with a scale for each token and KV head.
         quantize: None, or what the matrices of an unquantised checkpoint become: ``q8`` (Q8_0), or
             ``q4`` (Q4_1; the embedding and the head Q8_0). They are made once and kept in
             ``quantized/`` of the cache folder.
@@ -66,6 +70,7 @@ class EngineConfig:
     model: str
     device: str = "auto"
     dtype: str = "auto"
+    kv_dtype: str = "auto"
     quantize: str | None = None
     load_format: str = "auto"
     max_model_len: int | None = None
@@ -89,6 +94,7 @@ class EngineConfig:
             )
         _one_of("dtype", self.dtype, _DTYPES)
         _one_of("load_format", self.load_format, _LOAD_FORMATS)
+        _one_of("kv_dtype", self.kv_dtype, _KV_DTYPES)
         if self.quantize is not None:
             _one_of("quantize", self.quantize, _QUANTIZATIONS)
         for name in ("enable_prefix_caching", "deterministic"):

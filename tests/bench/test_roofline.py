@@ -77,6 +77,11 @@ def test_attention_counts_visible_pairs() -> None:
     assert cost == Cost(2 * 4 * 16 * 2 + 2 * 2 * 3 * 16 * 4, {"bf16": 4 * 7 * 3 * 16})
 
 
+def test_a_row_of_an_int8_cache_has_a_scale() -> None:
+    cost = roofline.paged_attention(7, 4, group=3, head_dim=16, tokens=2, dtype="int8")
+    assert cost == Cost(2 * 4 * (16 + 4) + 2 * 2 * 3 * 16 * 4, {"f32": 4 * 7 * 3 * 16})
+
+
 def test_rowwise_operations() -> None:
     assert roofline.rms_norm(2, 10) == Cost(200, {"f32": 80})
     assert roofline.rope(3, 8) == Cost(224, {"f32": 72})

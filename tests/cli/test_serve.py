@@ -37,8 +37,8 @@ def test_serve_passes_everything_on(
     template.write_text("{{ messages }}")
     arguments = f"""serve --model a={model} --model b={model} --host ::1 --port 0 --no-auth
         --drain-timeout 1.5
-        --device cuda:1 --dtype float16 --quantize q4 --load-format dummy --max-model-len 100
-        --kv-cache-memory 2G --block-size 16
+        --device cuda:1 --dtype float16 --kv-dtype int8 --quantize q4 --load-format dummy
+        --max-model-len 100 --kv-cache-memory 2G --block-size 16
         --max-num-seqs 3 --max-num-batched-tokens 4 --threads 5 --no-prefix-caching
         --async-scheduling --no-deterministic --chat-template {template}"""
     assert cli.main(arguments.split()) == 0
@@ -49,6 +49,7 @@ def test_serve_passes_everything_on(
     assert options.engine_options == {
         "device": "cuda:1",
         "dtype": "float16",
+        "kv_dtype": "int8",
         "quantize": "q4",
         "load_format": "dummy",
         "max_model_len": 100,

@@ -206,6 +206,17 @@ def test_a_gpu_gives_its_memory_to_the_cache(folder: Path, monkeypatch: pytest.M
         make_runner(folder, "auto", kv_cache_memory_bytes=100_001)
 
 
+def test_an_int8_cache_holds_more_tokens(folder: Path) -> None:
+    sizes = {}
+    for kv_dtype in ("auto", "bf16", "int8"):
+        runner = make_runner(folder, kv_cache_memory_bytes=10 * BLOCK_BYTES, kv_dtype=kv_dtype)
+        sizes[kv_dtype] = runner.kv_groups[0].num_blocks
+        assert {"auto": "float32", "bf16": "bfloat16", "int8": "int8"}[kv_dtype] in runner.identity
+        runner.close()
+    # Heads of 16: 16 codes and a float for each token, where bf16 takes 32 bytes, f32 64.
+    assert sizes == {"auto": 10, "bf16": 20, "int8": 32}
+
+
 def test_the_cpu_has_no_faster_way_than_the_deterministic_one(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"deterministic=False .* needs a CUDA device"):
         make_runner(folder, "cpu", deterministic=False)

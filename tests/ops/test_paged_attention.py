@@ -14,13 +14,22 @@ from reference.attention import attention
 from reference.quant import round_trip
 
 ISAS = _core.build_info()["isas"]
-DTYPES = ["f32", "bf16"]
+DTYPES = ["f32", "bf16", "int8"]
 # f32: scores of about 30 with a few roundings of 2^-24, which exp makes relative errors. bf16: also
 # the weights of the keys, half a unit in the last of their 8 bits each, up and down.
-RELATIVE_ERROR = {"f32": 1e-5, "bf16": 2.0**-8}
+RELATIVE_ERROR = {"f32": 1e-5, "bf16": 2.0**-8, "int8": 1e-5}
 
 Floats = npt.NDArray[np.float32]
 pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dtype", DTYPES)]
+
+
+def stored(rows: Floats, dtype: str) -> Floats:
+    """What the cache holds of keys or values [n, head_dim]; int8 has a scale for each row."""
+    if dtype != "int8":
+        return round_trip(rows, dtype)
+    most = np.abs(rows).max(axis=1, keepdims=True)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    return np.clip(np.rint(rows * inverse), -127, 127) * (most / np.float32(127))
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,8 @@ class Case:
         return self.q.shape[2] ** -0.5
 
     def check(self, isa: str, dtype: str) -> None:
-        q, k, v = (round_trip(a, dtype) for a in (self.q, self.k, self.v))
+        q = self.q if dtype == "int8" else round_trip(self.q, dtype)
+        k, v = stored(self.k, dtype), stored(self.v, dtype)
         expected, magnitude = attention(
             q,
             k,
@@ -175,7 +185,7 @@ def test_scores_far_below_the_maximum_weigh_nothing(isa: str, dtype: str) -> Non
     case.k[:] = 0.0
     case.k[7] = case.q[0, 0] * 1000
     out = case.run(isa, dtype)
-    np.testing.assert_array_equal(out[0, 0], round_trip(case.v[7], dtype))
+    np.testing.assert_array_equal(out[0, 0], stored(case.v[7:8], dtype)[0])
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
@@ -198,6 +208,17 @@ def test_bits_do_not_depend_on_the_block_size(isa: str, dtype: str, block_size: 
     case = make_case(300, queries=5)
     other = Case(case.q, case.k, case.v, case.positions, block_size)
     np.testing.assert_array_equal(other.run(isa, dtype), case.run(isa, dtype))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e-42])
+@pytest.mark.parametrize("part", ["k", "v"])
+def test_what_is_not_finite_or_tiny_is_not_lost(
+    isa: str, dtype: str, part: str, value: float
+) -> None:
+    case = make_case(40, queries=2, group=1)
+    getattr(case, part)[5] = 0.0
+    getattr(case, part)[5, 3] = value
+    assert np.isfinite(case.run(isa, dtype)).all() == np.isfinite(value)
 
 
 @pytest.mark.parametrize("lost", ["k", "v"])

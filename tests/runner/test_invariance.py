@@ -65,10 +65,17 @@ def runner(checkpoint: Path, kernels: str) -> Iterator[_core.ModelRunner]:
     runner.close()
 
 
-def open_runner(checkpoint: Path, device: str, threads: int) -> _core.ModelRunner:
+def open_runner(
+    checkpoint: Path, device: str, threads: int, kv_dtype: str = "auto"
+) -> _core.ModelRunner:
     # Room for each sequence, in blocks that are handed out in a shuffled order.
     return make_runner(
-        checkpoint, device=device, num_blocks=256, max_num_tokens=1024, threads=threads
+        checkpoint,
+        device=device,
+        kv_dtype=kv_dtype,
+        num_blocks=256,
+        max_num_tokens=1024,
+        threads=threads,
     )
 
 
@@ -134,6 +141,19 @@ def test_scores_do_not_depend_on_batch_chunks_or_threads(
     assert_same_bits(score(two, prompts, [33, 1, 5]), alone)
     assert_same_bits([score(two, [p], [len(p)])[0] for p in prompts[:4]], alone[:4])
     two.close()
+
+
+def test_scores_over_an_int8_cache_do_not_either(
+    checkpoint: Path, kernels: str, prompts: list[Prompt]
+) -> None:
+    if kernels != "cpu" or not checkpoint.parent.name.startswith("q8_0"):
+        pytest.skip("one format on the CPU is enough, and CUDA has no such cache")
+    runner = open_runner(checkpoint, kernels, threads=2, kv_dtype="int8")
+    assert runner.kv_dtype == "int8"
+    alone = [score(runner, [prompt], [len(prompt)])[0] for prompt in prompts]
+    assert_same_bits(score(runner, prompts, [150]), alone)
+    assert_same_bits(score(runner, prompts, [1, 7, 16, 290]), alone)
+    runner.close()
 
 
 def first(scores: Scores, count: int) -> Scores:

@@ -56,6 +56,13 @@ def test_what_the_kernels_take(device: str, dtype: str, tmp_path: Path) -> None:
     assert error.mean() <= MEAN_ERROR
 
 
+@pytest.mark.parametrize("kv_dtype", ["bf16", "int8"])
+def test_the_cache_alone(kv_dtype: str, tmp_path: Path) -> None:
+    """Of a model that is computed in float32."""
+    error = np.abs(actual(tmp_path, "f32", kv_dtype=kv_dtype) - expected("f32"))
+    assert 0 < error.mean() <= 0.01
+
+
 def test_formats_may_be_mixed(device: str, tmp_path: Path) -> None:
     """Each product takes its rows in the form that its own matrix wants."""
     dtypes = {"q_proj": "q5_0", "k_proj": "bf16", "v_proj": "q6_k", "gate_proj": "q2_k", "up_proj":

@@ -3,6 +3,7 @@
 //   bf16: K [head_dim / 2][16 keys][2], V [8 key pairs][padded head_dim][2]  (both as bf16 dot
 //         products want them)
 //   f32:  K [head_dim][16 keys],        V [16 keys][padded head_dim]
+//   i8:   the same, then a float scale for each key of K [16], and of V [16]
 // head_dim is padded to 16 in V.
 #pragma once
 
@@ -19,12 +20,17 @@ struct CacheLayout {
   int head_dim = 0;
   int block_size = 0;
 
-  size_t element() const { return dtype == DType::kF32 ? sizeof(float) : sizeof(uint16_t); }
+  // Not by the table of dtypes: kernel objects must not define what others share.
+  size_t element() const {
+    if (dtype == DType::kI8) return 1;
+    return dtype == DType::kF32 ? sizeof(float) : sizeof(uint16_t);
+  }
   size_t k_bytes() const { return element() * kLanes * static_cast<size_t>(head_dim); }
   size_t v_bytes() const {
     return element() * kLanes * static_cast<size_t>(round_up(head_dim, kLanes));
   }
-  size_t group_bytes() const { return k_bytes() + v_bytes(); }
+  size_t scale_bytes() const { return dtype == DType::kI8 ? 2 * kLanes * sizeof(float) : 0; }
+  size_t group_bytes() const { return k_bytes() + v_bytes() + scale_bytes(); }
   // One KV head of one block.
   size_t head_bytes() const { return group_bytes() * static_cast<size_t>(block_size / kLanes); }
 };

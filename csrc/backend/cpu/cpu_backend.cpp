@@ -40,6 +40,13 @@ int tasks_for(int64_t n, int threads) {
   return static_cast<int>(std::min<int64_t>(n, int64_t{threads} * kTasksPerThread));
 }
 
+DType cache_dtype(const BackendOptions& options, bool all_f32) {
+  if (options.cache == CacheType::kInt8) return DType::kI8;
+  const bool wide = options.compute == ComputeType::kFloat32 ||
+                    (options.compute == ComputeType::kAuto && all_f32);
+  return wide && options.cache == CacheType::kAuto ? DType::kF32 : DType::kBF16;
+}
+
 }  // namespace
 
 ActMemory::ActMemory(int64_t rows, int64_t cols) {
@@ -100,9 +107,7 @@ std::unique_ptr<Buffer> CpuBackend::allocate(int64_t cols) {
 
 DType CpuBackend::allocate_cache(const ModelConfig& config, bool all_f32) {
   config_ = config;
-  const bool wide = options_.compute == ComputeType::kFloat32 ||
-                    (options_.compute == ComputeType::kAuto && all_f32);
-  const DType kv_dtype = wide ? DType::kF32 : DType::kBF16;
+  const DType kv_dtype = cache_dtype(options_, all_f32);
   layout_ = {kv_dtype, config.head_dim, options_.block_size};
   const size_t block = kv_block_bytes("cpu", config, kv_dtype, options_.block_size);
   kv_groups_ = config.kv_groups();

@@ -175,6 +175,7 @@ PanelFormat panel_format(DType dtype, ComputeType compute) {
     case DType::kF32:
     case DType::kF16:
     case DType::kBF16:
+    case DType::kI8:
       break;
   }
   const bool wide =

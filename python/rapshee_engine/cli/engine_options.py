@@ -30,6 +30,12 @@ def add_engine_options(command: Any) -> None:
         "(%(default)s)",
     )
     group.add_argument(
+        "--kv-dtype",
+        default="auto",
+        choices=("auto", "bf16", "int8"),
+        help="of the KV cache; int8, half the size of bf16, on CPU only (%(default)s)",
+    )
+    group.add_argument(
         "--quantize",
         choices=("q8", "q4"),
         help="make the matrices of an unquantised model 8 or 4 bits wide, once; kept in the cache",
@@ -87,6 +93,7 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": options.device,
         "dtype": options.dtype,
+        "kv_dtype": options.kv_dtype,
         "quantize": options.quantize,
         "load_format": options.load_format,
         "max_model_len": options.max_model_len,

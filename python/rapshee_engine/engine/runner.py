@@ -125,6 +125,7 @@ class Runner:
                 entries,
                 device=device,
                 dtype=config.dtype,
+                kv_dtype=config.kv_dtype,
                 num_blocks=num_blocks,
                 block_size=block_size,
                 max_num_tokens=config.max_num_batched_tokens,
@@ -262,7 +263,7 @@ def _num_blocks(
     block_bytes = _core.kv_block_bytes(
         native_config,
         device=device,
-        dtype=_kv_dtype(config.dtype, checkpoint, device),
+        dtype=_kv_dtype(config, checkpoint, device),
         block_size=block_size,
     )
     workspace = _core.workspace_bytes(
@@ -299,9 +300,11 @@ def _num_blocks(
     return num_blocks
 
 
-def _kv_dtype(dtype: str, checkpoint: Checkpoint, device: str) -> str:
-    if dtype != "auto":
-        return dtype
+def _kv_dtype(config: EngineConfig, checkpoint: Checkpoint, device: str) -> str:
+    if config.kv_dtype != "auto":
+        return {"bf16": "bfloat16", "int8": "int8"}[config.kv_dtype]
+    if config.dtype != "auto":
+        return config.dtype
     matrices = (entry.dtype for entry in checkpoint.entries if len(entry.shape) > 1)
     is_float32 = all(name == "f32" for name in matrices)
     return "float32" if is_float32 and "float32" in _core.device_dtypes(device) else "bfloat16"

@@ -196,7 +196,7 @@ inline I16 dot_end(const I16& sum, const I16& /*start*/) {
 }
 
 // acc[c] += w[2 c] * x[0] + w[2 c + 1] * x[1], all bf16.
-inline F16 dot_bf16(const F16& acc, const uint16_t* w, const uint16_t* x) {
+[[gnu::always_inline]] inline F16 dot_bf16(const F16& acc, const uint16_t* w, const uint16_t* x) {
   const float x0 = bf16_to_f32(x[0]), x1 = bf16_to_f32(x[1]);
   return each<F16>([&](int c) {
     const float even = acc.v[c] + bf16_to_f32(w[2 * c]) * x0;
