@@ -53,7 +53,7 @@ def test_other_hosts(send: Send, make_app: Callable[..., Any], host: str) -> Non
 class Failing:
     """An application that sends some messages, then raises."""
 
-    def __init__(self, error: Exception, *messages: dict[str, Any]) -> None:
+    def __init__(self, error: BaseException, *messages: dict[str, Any]) -> None:
         self.error = error
         self.messages = messages
 
@@ -87,6 +87,15 @@ def test_an_error_after_the_start_goes_on() -> None:
     started = {"type": "http.response.start", "status": 200, "headers": []}
     with pytest.raises(ValueError, match="late"):
         sent_by(Failing(ValueError("late"), started))
+
+
+def test_a_request_that_is_cancelled_is_told_why() -> None:
+    start, body = sent_by(Failing(asyncio.CancelledError()))
+    assert start["status"] == 503
+    assert b"server_shutting_down" in body["body"]
+    started = {"type": "http.response.start", "status": 200, "headers": []}
+    with pytest.raises(asyncio.CancelledError):
+        sent_by(Failing(asyncio.CancelledError(), started))
 
 
 def test_a_client_that_left_gets_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -14,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rapshee_engine.errors import EngineClosedError
 from rapshee_engine.server.errors import ApiError, error_response, to_api_error
 from rapshee_engine.server.request_facts import RequestFacts, begin_request
 
@@ -114,6 +116,12 @@ class ErrorMiddleware:
             await self.app(scope, receive, watched_send)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:
+            # The server ends at once. Unanswered, the HTTP server would answer 500.
+            if response_started:
+                raise
+            error = EngineClosedError("the server ends")
+            await error_response(to_api_error(error, scope))(scope, receive, send)
         except Exception as error:
             if response_started:
                 raise
