@@ -112,6 +112,7 @@ PYTHON_MAY_IMPORT = {
     "config": {"errors"},
     "package_index": {"errors"},
     "pull": {"cache", "errors", "package_index"},
+    "hub": {"errors", "hub"},
     "models": BASE | {"models"},
     "weights": BASE | {"models", "weights", "_core"},
     "tokenizer": BASE | {"tokenizer"},
@@ -120,7 +121,7 @@ PYTHON_MAY_IMPORT = {
     "": BASE | {"engine", "llm", "_core"},
     "tenancy": {"errors", "tenancy"},
     "server": BASE | {"tokenizer", "engine", "tenancy", "server"},
-    "cli": BASE | {"engine", "llm", "pull", "tenancy", "server", "cli"},
+    "cli": BASE | {"engine", "llm", "pull", "hub", "tenancy", "server", "cli"},
     "__main__": {"cli"},
 }
 
@@ -161,7 +162,7 @@ SERVER_LIBRARIES = {
 
 # Modules whose functions may import. The command line starts a sub-command without loading what
 # only the others need: `pull` and `--help` work in a fraction of the time that a server takes.
-IMPORTS_IN_FUNCTIONS = {"cli"}
+IMPORTS_IN_FUNCTIONS = {"cli.models"}
 
 
 def module_name(path: Path) -> str:

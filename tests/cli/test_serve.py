@@ -99,7 +99,7 @@ def test_sizes(launches: list[LaunchOptions], text: str, size: int) -> None:
         ["--port", "65536"],
         ["--port", "-1"],
         ["--port", "http"],
-        ["--model", "model.gguf"],
+        ["--model", "my model.gguf"],
         ["--model", "=model.gguf"],
         ["--model", "a b=model.gguf"],
         ["--model", "a="],
@@ -118,7 +118,9 @@ def test_duplicate_names(error_line: Callable[..., str], model: str) -> None:
 
 def test_a_missing_model(error_line: Callable[..., str]) -> None:
     assert "no model at /nowhere" in error_line("serve", "--model", "a=/nowhere")
-    assert "no model at /nowhere" in error_line("generate", "x", "--model", "/nowhere")
+    line = error_line("generate", "x", "--model", "/nowhere")
+    assert "no model at /nowhere" in line
+    assert "org/name" in line
 
 
 def test_no_auth_on_a_public_host(error_line: Callable[..., str], model: str) -> None:

@@ -13,11 +13,10 @@ from typing import Any
 
 from rapshee_engine.cli.common import add_command
 from rapshee_engine.cli.engine_options import add_engine_options, engine_options
-from rapshee_engine.cli.models import default_model, existing_model
+from rapshee_engine.cli.models import add_model_option, find_model
 from rapshee_engine.cli.sampling_options import add_sampling_options, sampling_params
 from rapshee_engine.engine.async_engine import AsyncEngine
 from rapshee_engine.errors import ConfigError, InvalidRequestError
-from rapshee_engine.pull import DEFAULT_MODEL
 from rapshee_engine.sampling_params import SamplingParams
 
 try:  # gives input() line editing and history; some builds of Python are without it
@@ -47,9 +46,7 @@ def add(commands: Any) -> None:
         "talk with a model in the terminal",
         "in the conversation:\n" + textwrap.indent(_HELP, "  "),
     )
-    command.add_argument(
-        "--model", metavar="PATH", help=f"GGUF file or folder (default: {DEFAULT_MODEL.name})"
-    )
+    add_model_option(command)
     command.add_argument("--system", metavar="TEXT", help="the system message")
     add_sampling_options(command, max_tokens=None)
     add_engine_options(command)
@@ -57,7 +54,7 @@ def add(commands: Any) -> None:
 
 def _chat(options: argparse.Namespace) -> None:
     params = sampling_params(options)
-    path = existing_model(options.model) if options.model else default_model()
+    path = find_model(options.model, options.revision)
     with closing(AsyncEngine(model=path, **engine_options(options))) as engine:
         if engine.chat_template is None:
             raise ConfigError(

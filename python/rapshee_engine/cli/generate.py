@@ -10,11 +10,10 @@ from typing import Any
 
 from rapshee_engine.cli.common import add_command
 from rapshee_engine.cli.engine_options import add_engine_options, engine_options
-from rapshee_engine.cli.models import default_model, existing_model
+from rapshee_engine.cli.models import add_model_option, find_model
 from rapshee_engine.cli.sampling_options import add_sampling_options, sampling_params
 from rapshee_engine.engine.async_engine import AsyncEngine
 from rapshee_engine.errors import ConfigError
-from rapshee_engine.pull import DEFAULT_MODEL
 from rapshee_engine.sampling_params import SamplingParams
 
 __all__ = ["add"]
@@ -31,9 +30,7 @@ def add(commands: Any) -> None:
         "  echo 'Once upon a time' | rapshee-engine generate --raw --max-tokens 100\n",
     )
     command.add_argument("prompt", nargs="?", help="the text (default: standard input)")
-    command.add_argument(
-        "--model", metavar="PATH", help=f"GGUF file or folder (default: {DEFAULT_MODEL.name})"
-    )
+    add_model_option(command)
     form = command.add_mutually_exclusive_group()
     form.add_argument(
         "--chat",
@@ -54,7 +51,7 @@ def _generate(options: argparse.Namespace) -> None:
     if not prompt.strip():
         raise ConfigError("the prompt is empty; give it as an argument or on standard input")
     params = sampling_params(options)
-    path = existing_model(options.model) if options.model else default_model()
+    path = find_model(options.model, options.revision)
     with closing(AsyncEngine(model=path, **engine_options(options))) as engine:
         chat = engine.chat_template is not None if options.chat is None else options.chat
         asyncio.run(_print_completion(engine, prompt, params, chat=chat))

@@ -12,7 +12,7 @@ from typing import Any
 
 from rapshee_engine.cli.common import add_command
 from rapshee_engine.cli.engine_options import add_engine_options, engine_options
-from rapshee_engine.cli.models import default_model, existing_model
+from rapshee_engine.cli.models import add_revision_option, find_model
 from rapshee_engine.errors import ConfigError
 from rapshee_engine.pull import DEFAULT_MODEL
 from rapshee_engine.server.launch import LaunchOptions, launch
@@ -43,13 +43,15 @@ def add(commands: Any) -> None:
     )
     command.add_argument(
         "--model",
-        metavar="NAME=PATH",
+        metavar="[NAME=]MODEL",
         action="append",
-        type=_named_path,
+        type=_named_model,
         default=[],
-        help="serve the GGUF file or Hugging Face folder at PATH as NAME; repeatable "
+        help="serve a GGUF file, a Hugging Face folder, or an id such as org/name or "
+        "org/name:file.gguf, as NAME (else by its own name); repeatable "
         f"(default: {DEFAULT_MODEL.name} as {' and '.join(_DEFAULT_NAMES)})",
     )
+    add_revision_option(command)
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     command.add_argument("--port", type=_port, default=8000, help="0: any free one (%(default)s)")
     command.add_argument(
@@ -94,7 +96,7 @@ def _serve(options: argparse.Namespace) -> None:
     given_keys, hint = _given_keys(options, os.environ)
     launch(
         LaunchOptions(
-            models=_models(options.model),
+            models=_models(options.model, options.revision),
             engine_options=engine_options(options),
             host=options.host,
             port=options.port,
@@ -107,11 +109,21 @@ def _serve(options: argparse.Namespace) -> None:
     )
 
 
-def _named_path(text: str) -> tuple[str, str]:
-    name, separator, path = text.partition("=")
-    if not separator or not path or not name.isprintable() or not name or " " in name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
-    return name, path
+def _named_model(text: str) -> tuple[str, str]:
+    """Name and path or id."""
+    name, separator, model = text.partition("=")
+    if not separator:
+        name, model = _own_name(text), text
+    if not model or not name.isprintable() or not name or " " in name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=MODEL with a name without blanks")
+    return name, model
+
+
+def _own_name(model: str) -> str:
+    """The name that a model goes by: its id, or its file's or folder's name."""
+    if os.path.exists(model):
+        return Path(os.path.abspath(model)).name.removesuffix(".gguf")
+    return model.partition(":")[0]
 
 
 def _port(text: str) -> int:
@@ -126,20 +138,20 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
-def _models(given: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Served name -> absolute path.
+def _models(given: Sequence[tuple[str, str]], revision: str | None) -> dict[str, str]:
+    """Served name -> absolute path; ids are downloaded.
 
     Raises:
         ConfigError: a name comes twice, or nothing lies at a path.
+        DownloadError: an id's model cannot be had.
     """
     if not given:
-        return dict.fromkeys(_DEFAULT_NAMES, default_model())
-    models: dict[str, str] = {}
-    for name, path in given:
-        if name in models:
+        return dict.fromkeys(_DEFAULT_NAMES, find_model(None, revision))
+    names = [name for name, _ in given]
+    for name in names:
+        if names.count(name) > 1:
             raise ConfigError(f"--model {name} is given twice; give every model its own name")
-        models[name] = existing_model(path)
-    return models
+    return {name: find_model(model, revision) for name, model in given}
 
 
 def _given_keys(
