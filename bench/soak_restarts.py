@@ -35,7 +35,7 @@ __all__ = ["Usage", "check_usage", "restart_embedded", "restart_server"]
 
 _KEY = "soak-key"
 _NUM_PROMPTS = 4
-_WARM_UP = 3  # cycles until allocator, worker pool and import state are what they stay
+_WARM_UP = 8  # cycles until allocator, worker pool and import state are what they stay
 _RSS_TOLERANCE = 1.05
 
 
@@ -251,12 +251,18 @@ def restart_embedded(cycles: int, model: str, **options: Any) -> list[Usage]:
     usages = []
     texts = set()
     for _ in range(cycles):
-        with LLM(model=model, **options) as llm:
-            outputs = llm.generate(prompts, params, use_tqdm=False)
-            texts.add(tuple(output.outputs[0].text for output in outputs))
+        texts.add(_answer(model, prompts, params, options))
         usages.append(Usage.now())
     assert len(texts) == 1, "other tokens than before"
     return usages
+
+
+def _answer(
+    model: str, prompts: Sequence[str], params: SamplingParams, options: dict[str, Any]
+) -> tuple[str, ...]:
+    with LLM(model=model, **options) as llm:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    return tuple(output.outputs[0].text for output in outputs)
 
 
 def check_usage(usages: Sequence[Usage]) -> None:

@@ -43,6 +43,6 @@ def test_the_checks_see_what_is_lost() -> None:
 @pytest.mark.parametrize("left", [{"threads": 6}, {"files": 4}, {"rss": 1060}])
 def test_the_checks_see_what_is_left(left: dict[str, int]) -> None:
     usage = Usage(threads=5, files=3, rss=1000)
-    check_usage([usage] * 5)
+    check_usage([usage] * 9)
     with pytest.raises(AssertionError):
-        check_usage([*[usage] * 4, replace(usage, **left)])
+        check_usage([*[usage] * 8, replace(usage, **left)])
