@@ -215,7 +215,7 @@ def _check(outcomes: Sequence[Outcome], signalled_at: float, moments: dict[str, 
     earliest = {
         "answer": 0.0,
         "busy": signalled_at,
-        "ended": moments.get("drain timeout is over", never),
+        "ended": min(moments.get("drain timeout is over", never), moments.get("closing", never)),
         "closed": moments.get("closing", never),
     }
     for outcome in outcomes:

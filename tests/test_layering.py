@@ -118,10 +118,11 @@ PYTHON_MAY_IMPORT = {
     "tokenizer": BASE | {"tokenizer"},
     "engine": BASE | {"models", "weights", "tokenizer", "engine", "_core"},
     "llm": BASE | {"tokenizer", "engine"},
+    "inspection": BASE | {"models", "weights", "tokenizer", "engine"},
     "": BASE | {"engine", "llm", "_core"},
     "tenancy": {"errors", "tenancy"},
     "server": BASE | {"tokenizer", "engine", "tenancy", "server"},
-    "cli": BASE | {"engine", "llm", "pull", "hub", "tenancy", "server", "cli"},
+    "cli": BASE | {"engine", "llm", "inspection", "pull", "hub", "tenancy", "server", "cli"},
     "__main__": {"cli"},
 }
 

@@ -21,7 +21,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"rapshee-engine {rapshee_engine.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "generate", "pull", "info"])
+@pytest.mark.parametrize("command", ["serve", "chat", "generate", "pull", "inspect", "info"])
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rapshee_engine.cli import chat, generate, info, pull, serve
+from rapshee_engine.cli import chat, generate, info, inspect, pull, serve
 from rapshee_engine.engine.runner import build_info
 from rapshee_engine.errors import RapsheeError
 
 __all__ = ["main"]
 
-_COMMANDS = (serve, chat, generate, pull, info)
+_COMMANDS = (serve, chat, generate, pull, inspect, info)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from rapshee_engine.errors import (
 from rapshee_engine.models.config import ModelConfig
 from rapshee_engine.weights.loader import Checkpoint
 
-__all__ = ["Runner", "StepResult", "StepRunner", "build_info"]
+__all__ = ["MemoryPlan", "Runner", "StepResult", "StepRunner", "build_info", "memory_plan"]
 
 
 def build_info() -> dict[str, Any]:
@@ -40,6 +41,60 @@ def build_info() -> dict[str, Any]:
         return {**_core.build_info(), "devices": _core.list_devices()}
     except _core.DeviceError as error:
         raise ConfigError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a model would take, in bytes.
+
+    Attributes:
+        weights: as stored; repacked ones differ little.
+        contexts: (tokens, KV cache of one sequence that long, of ``max_num_seqs`` of them).
+    """
+
+    device: str
+    available: int
+    weights: int
+    kv_dtype: str
+    block_size: int
+    contexts: tuple[tuple[int, int, int], ...]
+
+
+def memory_plan(
+    config: EngineConfig, checkpoint: Checkpoint, contexts: Sequence[int]
+) -> MemoryPlan:
+    """What the checkpoint would take with these options, at each context length in tokens.
+
+    Raises:
+        ConfigError: an option does not fit the device, or there is no such device.
+    """
+    with _loading(checkpoint):
+        device = _resolve_device(config.device)
+        _check_dtype(config.dtype, device)
+        block_size = config.block_size or _core.default_block_size(device)
+        native_config = _native_config(checkpoint.config)
+        kv_dtype = _kv_dtype(config.dtype, checkpoint, device)
+        block_bytes = _core.kv_block_bytes(
+            native_config, device=device, dtype=kv_dtype, block_size=block_size
+        )
+
+        def kv_bytes(tokens: int, num_seqs: int) -> int:
+            asked = replace(config, max_num_seqs=num_seqs)
+            windows = native_config.kv_windows
+            blocks = [
+                wanted_blocks(asked, window, max_model_len=tokens, block_size=block_size)
+                for window in windows
+            ]
+            return sum(n * size for n, size in zip(blocks, block_bytes, strict=True))
+
+        return MemoryPlan(
+            device=device,
+            available=_core.available_memory(device),
+            weights=checkpoint.weight_bytes,
+            kv_dtype=kv_dtype,
+            block_size=block_size,
+            contexts=tuple((n, kv_bytes(n, 1), kv_bytes(n, config.max_num_seqs)) for n in contexts),
+        )
 
 
 class StepResult(Protocol):
