@@ -46,7 +46,7 @@ class Terminal:
 
     def wait_for_an_answer(self) -> None:
         """More than what a terminal is told when a line ends."""
-        for _ in range(64):
+        for _ in range(32):
             os.read(self._terminal, 1)
 
     def read_to_the_end(self) -> bytes:
@@ -84,6 +84,9 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_ends(terminal: Terminal) -> None:
         terminal.wait_for_an_answer()
         terminal.type(b"\x03")
         terminal.read_until(b"[stopped]")
+        terminal.read_until(b"> ")
+        terminal.type(b"/reset\n")  # what the model says next depends on when it was stopped
+        terminal.read_until(b"/reset\r\n")
         terminal.read_until(b"> ")
     terminal.type(b"\x03")
     terminal.read_until(b"Ctrl-D or /exit ends.")
