@@ -72,6 +72,7 @@ class LLM:
 
         Args:
             prompts: text, ``{"prompt": text}``, ``{"prompt_token_ids": ids}``, or a list of these.
+                Completions go on with that text.
             sampling_params: one for all, or one for each prompt.
             use_tqdm: show a progress bar.
 
@@ -102,7 +103,7 @@ class LLM:
         is_one = isinstance(messages, Mapping) or isinstance(messages[0], Mapping)
         conversations: Any = [messages] if is_one else messages
         prompts: list[Prompt] = [
-            {"prompt_token_ids": self._engine.render_chat(conversation)}
+            {"prompt_token_ids": self._engine.render_chat(conversation), "is_chat": True}
             for conversation in conversations
         ]
         return self.generate(prompts, sampling_params, use_tqdm)

@@ -27,7 +27,7 @@ def test_generate_chats_with_the_default_model(
     assert engine.closed
     assert engine.config.model == str(home / "cache" / "default.gguf")
     ((prompt, params),) = engine.asked
-    assert prompt == {"prompt_token_ids": [5]}
+    assert prompt == {"prompt_token_ids": [5], "is_chat": True}
     assert params == SamplingParams(
         max_tokens=5, temperature=0, seed=7, output_kind=RequestOutputKind.DELTA
     )
@@ -57,7 +57,10 @@ def test_generate_without_a_template_continues_the_text(
     monkeypatch.setattr(generate, "AsyncEngine", make)
     assert cli.main(["generate", "hi"]) == 0
     assert cli.main(["generate", "--chat", "hi"]) == 0
-    assert [engine.asked[0][0] for engine in engines] == ["hi", {"prompt_token_ids": [2]}]
+    assert [engine.asked[0][0] for engine in engines] == [
+        "hi",
+        {"prompt_token_ids": [2], "is_chat": True},
+    ]
 
 
 def test_generate_errors(

@@ -3,26 +3,59 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models
 
 from rapshee_engine.engine.input_processor import InputProcessor
 from rapshee_engine.engine.output_processor import RequestGroup
 from rapshee_engine.errors import ContextLengthError, InvalidRequestError
-from rapshee_engine.sampling_params import SamplingParams
+from rapshee_engine.sampling_params import RequestOutputKind, SamplingParams
 from rapshee_engine.tokenizer.tokenizer import Tokenizer
+from rapshee_engine.tokenizer.vocabulary import LibraryVocabulary
 from reference.fake_runner import EOS, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 
 
-def process(prompt: Any, *, kv_cache_tokens: int = 1000, **options: Any) -> RequestGroup:
+def process(
+    prompt: Any,
+    *,
+    kv_cache_tokens: int = 1000,
+    tokenizer: Tokenizer = TOKENIZER,
+    **options: Any,
+) -> RequestGroup:
     processor = InputProcessor(
-        tokenizer=TOKENIZER,
-        vocab_size=TOKENIZER.vocab_size,
+        tokenizer=tokenizer,
+        vocab_size=tokenizer.vocab_size,
         max_model_len=32,
         kv_cache_tokens=kv_cache_tokens,
         eos_token_ids=frozenset({EOS}),
     )
     return processor.process("r", prompt, SamplingParams(**options))
+
+
+def byte_fallback_tokenizer() -> Tokenizer:
+    """A vocabulary of which a text loses its first space."""
+    hf = tokenizers.Tokenizer(models.BPE(vocab={"▁a": 0, "▁b": 1}, merges=[]))
+    hf.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return Tokenizer(LibraryVocabulary(hf, "test"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "text"), [({}, " b"), ({"is_chat": False}, " b"), ({"is_chat": True}, "b")]
+)
+def test_a_completion_goes_on_and_an_answer_begins(extra: dict[str, bool], text: str) -> None:
+    prompt = {"prompt_token_ids": [0], **extra}
+    (completion,) = process(prompt, tokenizer=byte_fallback_tokenizer()).completions
+    completion.append(1, None)
+    assert completion.output(RequestOutputKind.CUMULATIVE).text == text
 
 
 def test_text_is_tokenised() -> None:
@@ -58,6 +91,8 @@ def test_token_ids_are_taken_as_they_are(ids: Any) -> None:
         ({"prompt": "a", "prompt_token_ids": [1]}, "exactly one"),
         ({}, "exactly one"),
         ({"text": "a"}, "exactly one"),
+        ({"is_chat": True}, "exactly one"),
+        ({"prompt": "a", "is_chat": 1}, "is_chat must be"),
         (5, "a string or "),
         ([1, 2], "a string or "),
         ("a\ud800", "surrogate"),

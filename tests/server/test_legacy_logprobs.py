@@ -50,6 +50,11 @@ def test_positions_around_held_back_bytes_and_a_dropped_space() -> None:
     assert walk(positions, [0, 1, 2, 3, 4, 5]) == ([0, 3, 7, 7, 8, 10], "The café a!")
 
 
+def test_positions_of_tokens_that_follow_a_text_keep_its_space() -> None:
+    tokenizer = byte_fallback_tokenizer()
+    assert walk(TextPositions(tokenizer, start=4, after=[0]), [1, 5]) == ([4, 8], " caf!")
+
+
 def test_a_character_that_never_ends_has_a_place() -> None:
     assert walk(TextPositions(byte_fallback_tokenizer()), [0, 2]) == ([0, 3], "The\ufffd")
 

@@ -105,6 +105,34 @@ def test_a_stop_string_in_what_was_held_back(byte_fallback: Tokenizer) -> None:
     assert detokenizer.stopped_by == "😀"
 
 
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.sampled_from("ab <\n😀é日"), min_size=2, max_size=24), data=st.data())
+def test_text_goes_on_where_the_prompt_ends(
+    byte_level: Tokenizer,
+    byte_fallback: Tokenizer,
+    sentencepiece: Tokenizer,
+    text: str,
+    data: st.DataObject,
+) -> None:
+    tokenizer = data.draw(st.sampled_from([byte_level, byte_fallback, sentencepiece]))
+    ids = tokenizer.encode(text)
+    cut = data.draw(st.integers(0, len(ids)))
+    before, after = ids[:cut], ids[cut:]
+    prompt, whole = tokenizer.decode(before), tokenizer.decode(ids)
+    if "\ufffd" in prompt:
+        return  # it ends inside a character
+    assert prompt + run(Detokenizer(tokenizer, after=before), [after]) == whole
+
+
+def test_an_answer_begins_a_text(sentencepiece: Tokenizer) -> None:
+    prompt, answer = sentencepiece.encode("a b"), sentencepiece.encode("c")
+    assert run(Detokenizer(sentencepiece), [answer]) == "c"
+    assert run(Detokenizer(sentencepiece, after=prompt), [answer]) == " c"
+    control = [token_id for token_id in prompt if sentencepiece.is_special(token_id)]
+    assert control
+    assert run(Detokenizer(sentencepiece, after=control), [answer]) == "c"
+
+
 def test_control_tokens_are_skipped_unless_wanted(byte_level: Tokenizer) -> None:
     end = byte_level.control_tokens["<|im_end|>"]
     assert Detokenizer(byte_level).push([end]) == ""

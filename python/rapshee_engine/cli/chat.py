@@ -156,7 +156,8 @@ class _Chat:
 
     async def _stream(self, said: list[str]) -> None:
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
-        prompt = {"prompt_token_ids": self._engine.render_chat([*system, *self._turns])}
+        token_ids = self._engine.render_chat([*system, *self._turns])
+        prompt = {"prompt_token_ids": token_ids, "is_chat": True}
         async with aclosing(self._engine.generate(prompt, self._params)) as outputs:
             async for output in outputs:
                 text = output.outputs[0].text

@@ -63,7 +63,8 @@ async def _print_completion(
     # Only a raw prompt is one that may hold control tokens.
     asked: Any = prompt
     if chat:
-        asked = {"prompt_token_ids": engine.render_chat([{"role": "user", "content": prompt}])}
+        token_ids = engine.render_chat([{"role": "user", "content": prompt}])
+        asked = {"prompt_token_ids": token_ids, "is_chat": True}
     async with aclosing(engine.generate(asked, params)) as outputs:
         async for output in outputs:
             print(output.outputs[0].text, end="", flush=True)

@@ -18,7 +18,8 @@ from rapshee_engine.tokenizer.tokenizer import Tokenizer, reject_lone_surrogates
 __all__ = ["InputProcessor", "Prompt"]
 
 Prompt = str | Mapping[str, Any]
-"""Text, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``."""
+"""Text, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``: the completion goes on with that
+text. With ``"is_chat": True`` beside them it is a text of its own, an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class InputProcessor:
             InvalidRequestError: anything else that cannot be served as asked.
         """
         text, token_ids = self._token_ids(prompt)
+        is_chat = isinstance(prompt, Mapping) and prompt.get("is_chat", False)
+        after = () if is_chat else token_ids
         self._check_vocabulary(token_ids, sampling_params)
         max_tokens = self._max_tokens(len(token_ids), sampling_params.max_tokens)
         requests = self._requests(request_id, token_ids, sampling_params, max_tokens, cache_salt)
@@ -61,7 +64,7 @@ class InputProcessor:
             prompt_token_ids=token_ids,
             sampling_params=sampling_params,
             completions=[
-                Completion(index, request, self._detokenizer(sampling_params))
+                Completion(index, request, self._detokenizer(sampling_params, after))
                 for index, request in enumerate(requests)
             ],
             arrival_time=time.monotonic(),
@@ -72,12 +75,16 @@ class InputProcessor:
 
     def _token_ids(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, Mapping):
-            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
-            if unknown or len(prompt) != 1:
+            unknown = set(prompt) - {"prompt", "prompt_token_ids", "is_chat"}
+            if unknown or ("prompt" in prompt) == ("prompt_token_ids" in prompt):
                 raise InvalidRequestError(
                     "a prompt must have exactly one of the keys 'prompt' and 'prompt_token_ids', "
                     f"got {sorted(map(str, prompt))}",
                     param="prompt",
+                )
+            if not isinstance(prompt.get("is_chat", False), bool):
+                raise InvalidRequestError(
+                    f"is_chat must be True or False, got {prompt['is_chat']!r}", param="is_chat"
                 )
             if "prompt_token_ids" in prompt:
                 return None, self._checked_ids(prompt["prompt_token_ids"])
@@ -179,10 +186,11 @@ class InputProcessor:
             requests.append(request)
         return requests
 
-    def _detokenizer(self, params: SamplingParams) -> Detokenizer:
+    def _detokenizer(self, params: SamplingParams, after: Sequence[int]) -> Detokenizer:
         return Detokenizer(
             self.tokenizer,
             stop=tuple(params.stop),
             include_stop_str_in_output=params.include_stop_str_in_output,
             skip_special_tokens=params.skip_special_tokens,
+            after=after,
         )

@@ -137,7 +137,11 @@ class _PromptWriter:
         self._choices = [
             _ChoiceWriter(
                 self._first_index + index,
-                self._tokenizer,
+                TextPositions(
+                    self._tokenizer,
+                    start=0 if echo is None else len(echo.text),
+                    after=output.prompt_token_ids,
+                ),
                 echo,
                 with_logprobs=self._request.logprobs is not None,
             )
@@ -184,12 +188,12 @@ class _ChoiceWriter:
     """One choice, part by part; the first part begins with the echo."""
 
     def __init__(
-        self, index: int, tokenizer: Tokenizer, echo: _Echo | None, *, with_logprobs: bool
+        self, index: int, positions: TextPositions, echo: _Echo | None, *, with_logprobs: bool
     ) -> None:
         self._index = index
         self._echo = echo
         self._with_logprobs = with_logprobs
-        self._positions = TextPositions(tokenizer, start=0 if echo is None else len(echo.text))
+        self._positions = positions
 
     def part(self, completion: CompletionOutput) -> dict[str, Any]:
         echo, self._echo = self._echo, None

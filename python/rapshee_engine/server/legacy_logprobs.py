@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct, field
 
 from rapshee_engine.engine.outputs import Logprob, TokenLogprobs
@@ -58,9 +60,17 @@ class TextPositions:
     of what follows it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, start: int = 0, show_control: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        start: int = 0,
+        after: Sequence[int] = (),
+        show_control: bool = False,
+    ) -> None:
+        """``start``: position of the first token; ``after``: the tokens that it follows."""
         self._tokenizer = tokenizer
-        self._stream = tokenizer.text_stream()
+        self._stream = tokenizer.text_stream(after=after)
         self._length = start
         self._show_control = show_control
 

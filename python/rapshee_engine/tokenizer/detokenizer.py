@@ -20,6 +20,7 @@ class Detokenizer:
         stop: strings that end the text.
         include_stop_str_in_output: keep the stop string at the end of the text.
         skip_special_tokens: leave control tokens out.
+        after: the tokens that the completion's text continues.
 
     Attributes:
         stopped_by: the stop string that ended the text, or None; later tokens are ignored.
@@ -32,9 +33,10 @@ class Detokenizer:
         stop: Sequence[str] = (),
         include_stop_str_in_output: bool = False,
         skip_special_tokens: bool = True,
+        after: Sequence[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
-        self._stream = tokenizer.text_stream()
+        self._stream = tokenizer.text_stream(after=after)
         self._stops = StopStrings(stop) if stop else None
         self._include_stop = include_stop_str_in_output
         self._skip_special = skip_special_tokens

@@ -47,7 +47,9 @@ class TokenScheme(Protocol):
 
     def token_text(self, token: str) -> TokenText: ...
 
-    def stream(self) -> TextStream: ...
+    def stream(self, *, continues: bool = False) -> TextStream:
+        """A decoder; ``continues``: of what follows other text, so that nothing is dropped that
+        only the start of a text loses."""
 
 
 def token_scheme(decoder: Mapping[str, Any] | None, source: str) -> TokenScheme:
@@ -88,7 +90,7 @@ class ByteLevelScheme:
         except KeyError:
             return TokenText(token.encode("utf-8"))
 
-    def stream(self) -> TextStream:
+    def stream(self, *, continues: bool = False) -> TextStream:  # noqa: ARG002
         return _Utf8Stream()
 
 
@@ -151,8 +153,8 @@ class ByteFallbackScheme:
             return TokenText(bytes.fromhex(byte[1]), is_byte=True)
         return TokenText(token.encode("utf-8"))
 
-    def stream(self) -> TextStream:
-        return _ByteFallbackStream(*self._strip)
+    def stream(self, *, continues: bool = False) -> TextStream:
+        return _ByteFallbackStream(*(("", 0) if continues else self._strip))
 
 
 class _ByteFallbackStream:

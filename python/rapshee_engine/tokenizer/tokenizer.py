@@ -124,6 +124,9 @@ class Tokenizer:
         """Whether the id is a control token."""
         return token_id in self._special
 
-    def text_stream(self) -> TextStream:
-        """A decoder for one sequence; feed it `token_text`."""
-        return self._vocabulary.scheme.stream()
+    def text_stream(self, *, after: Sequence[int] = ()) -> TextStream:
+        """A decoder for one sequence; feed it `token_text`. ``after``: the tokens before it in the
+        same text; where any of them is text, the sequence keeps the space that the start of a text
+        loses."""
+        continues = any(token_id not in self._special for token_id in after)
+        return self._vocabulary.scheme.stream(continues=continues)

@@ -81,7 +81,9 @@ async def _outputs(
             len(prompt), chat.completion_limit, engine.max_model_len, param="messages"
         )
         stream = engine.generate(
-            {"prompt_token_ids": prompt}, chat.sampling_params(), request_id=request_id
+            {"prompt_token_ids": prompt, "is_chat": True},
+            chat.sampling_params(),
+            request_id=request_id,
         )
         async with aclosing(stream):
             finished = False
