@@ -132,7 +132,9 @@ def _text_parts(path: Path, raw: _Raw, problems: dict[str, str]) -> dict[str, An
         tokenizer = _try(
             problems, "tokenizer", lambda: tokenizer_from_gguf(raw.metadata, str(path))
         )
-        source = _try(problems, "chat_template", lambda: chat_template_from_gguf(raw.metadata))
+        source = _try(
+            problems, "chat_template", lambda: chat_template_from_gguf(raw.metadata, str(path))
+        )
     if source is not None:
         _try(problems, "chat_template", lambda: ChatTemplate(source))
     vocab_size = None if tokenizer is None else tokenizer.vocab_size

@@ -150,7 +150,7 @@ def test_a_file_that_is_no_model_is_refused(folder: Path) -> None:
 def test_a_file_that_is_too_large_is_refused(folder: Path) -> None:
     with (folder / "tokenizer.model").open("ab") as file:
         file.truncate((1 << 25) + 1)
-    with pytest.raises(WeightFileError, match=r"tokenizer\.model: larger than 32 MiB"):
+    with pytest.raises(WeightFileError, match=r"tokenizer\.model: is larger than 32 MiB"):
         tokenizer_from_folder(folder)
 
 

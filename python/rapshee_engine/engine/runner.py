@@ -73,7 +73,7 @@ def memory_plan(
         _check_dtype(config.dtype, device)
         block_size = config.block_size or _core.default_block_size(device)
         native_config = _native_config(checkpoint.config)
-        kv_dtype = _kv_dtype(config.dtype, checkpoint, device)
+        kv_dtype = _kv_dtype(config, checkpoint, device)
         block_bytes = _core.kv_block_bytes(
             native_config, device=device, dtype=kv_dtype, block_size=block_size
         )
