@@ -65,6 +65,15 @@ def test_the_plan_is_what_an_engine_takes(capsys: pytest.CaptureFixture[str], fo
     assert row["max_num_seqs"] == group.num_blocks * block_size * KEY_VALUE_BYTES * 2
 
 
+def test_the_plan_of_a_smaller_cache(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    whole = report(capsys, str(folder))["memory"]
+    small = report(capsys, str(folder), "--kv-dtype", "int8")["memory"]
+    assert small["kv_dtype"] == "int8"
+    pairs = zip(small["contexts"], whole["contexts"], strict=True)
+    # A byte a value and a float a head, instead of two bytes a value.
+    assert all(0.5 < a["one_sequence"] / b["one_sequence"] < 0.75 for a, b in pairs)
+
+
 def test_tensors_on_demand(capsys: pytest.CaptureFixture[str], gguf: str) -> None:
     name = "blk.0.attn_q.weight"
     assert name not in inspect(capsys, gguf, status=1).out

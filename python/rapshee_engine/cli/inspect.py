@@ -39,6 +39,7 @@ def add(commands: Any) -> None:
     group.add_argument(
         "--dtype", default="auto", help="of the KV cache: auto, bfloat16, float16 or float32"
     )
+    group.add_argument("--kv-dtype", default="auto", help="of the KV cache alone: bf16 or int8")
     group.add_argument(
         "--max-model-len", type=int, metavar="N", help="longest context (default: the model's)"
     )
@@ -54,6 +55,7 @@ def _inspect(options: argparse.Namespace) -> None:
             model=path,
             device=options.device,
             dtype=options.dtype,
+            kv_dtype=options.kv_dtype,
             max_model_len=options.max_model_len,
             max_num_seqs=options.max_num_seqs,
         )

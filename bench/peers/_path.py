@@ -1,0 +1,8 @@
+"""Importing this first lets a script in this folder import ``harness`` and ``roofline``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
