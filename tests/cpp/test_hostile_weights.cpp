@@ -177,7 +177,7 @@ void mutate(std::vector<TensorEntry>& entries, const Checkpoint& from, Random& r
 // Whether the list gives a model; anything but a WeightError is a failure of the test.
 bool loads(const ModelConfig& config, const std::vector<TensorEntry>& entries) {
   const RunnerOptions options{
-      .num_blocks = 1, .block_size = 16, .max_num_tokens = 1, .max_num_seqs = 1, .threads = 2};
+      .num_blocks = {1}, .block_size = 16, .max_num_tokens = 1, .max_num_seqs = 1, .threads = 2};
   try {
     ModelRunner(config, entries, options, nullptr);
     return true;
@@ -229,7 +229,7 @@ TEST_CASE(files_that_shrink_while_they_are_read) {
       if (tensors++ == stop) std::filesystem::resize_file(checkpoint.file, 64);
     };
     const RunnerOptions options{
-        .num_blocks = 1, .block_size = 16, .max_num_tokens = 1, .max_num_seqs = 1, .threads = 2};
+        .num_blocks = {1}, .block_size = 16, .max_num_tokens = 1, .max_num_seqs = 1, .threads = 2};
     const std::string message =
         MESSAGE_OF(WeightError, ModelRunner(config, checkpoint.entries, options, shrink));
     CHECK(message.find("model.bin") != std::string::npos);
