@@ -66,11 +66,10 @@ float super_element(DType dtype, const std::byte* block, size_t i) {
     return f16_to_f32(u16(block + d)) * static_cast<float>(s) * static_cast<float>(code);
   };
   const size_t half = i / 128, part = i / 32 % 4, in_part = i % 32;
-  const int two_bits_of_q2 = byte(16 + 32 * half + in_part) >> 2 * part & 3;
-  const int two_bits_of_q3 = byte(32 + 32 * half + in_part) >> 2 * part & 3;
+  const auto two_bits = [&](size_t q) { return byte(q + 32 * half + in_part) >> 2 * part & 3; };
   if (dtype == DType::kQ2K) {
     const int scales = byte(i / 16);
-    return value(80, scales % 16, two_bits_of_q2) -
+    return value(80, scales % 16, two_bits(16)) -
            f16_to_f32(u16(block + 82)) * static_cast<float>(scales / 16);
   }
   if (dtype == DType::kQ3K) {
@@ -78,12 +77,12 @@ float super_element(DType dtype, const std::byte* block, size_t i) {
     const int low = g < 8 ? byte(96 + g) % 16 : byte(96 + g - 8) / 16;
     const int high = byte(96 + 8 + g % 4) >> 2 * (g / 4) & 3;
     const int third = byte(in_part) >> i / 32 & 1;
-    return value(108, low + 16 * high - 32, two_bits_of_q3 + 4 * third - 4);
+    return value(108, low + 16 * high - 32, two_bits(32) + 4 * third - 4);
   }
   if (dtype == DType::kQ6K) {
     const int pair = byte(64 * half + i % 64);
     const int low = part < 2 ? pair % 16 : pair / 16;
-    const int high = byte(128 + 32 * half + in_part) >> 2 * part & 3;
+    const int high = two_bits(128);
     return value(208, static_cast<int8_t>(block[192 + i / 16]), low + 16 * high - 32);
   }
   const size_t g = i / 32, first = dtype == DType::kQ5K ? 48 : 16;
