@@ -157,7 +157,7 @@ def _memory(config: EngineConfig, checkpoint: Checkpoint) -> dict[str, Any]:
         "block_size": plan.block_size,
         "max_num_seqs": config.max_num_seqs,
         "contexts": [
-            {"tokens": tokens, "one_sequence": one, "max_num_seqs": many}
+            {"tokens": tokens, "one_sequence": one, "all_sequences": many}
             for tokens, one, many in plan.contexts
         ],
     }

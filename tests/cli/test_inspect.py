@@ -50,7 +50,7 @@ def test_a_model_that_can_be_run(capsys: pytest.CaptureFixture[str], folder: Pat
     rows = [(row["tokens"], row["one_sequence"]) for row in memory["contexts"]]
     blocks = {2048: 128, 4096: 256, 5000: 313}
     assert rows == [(tokens, n * 16 * KEY_VALUE_BYTES) for tokens, n in blocks.items()]
-    assert all(row["max_num_seqs"] == 64 * row["one_sequence"] for row in memory["contexts"])
+    assert all(row["all_sequences"] == 64 * row["one_sequence"] for row in memory["contexts"])
 
 
 def test_the_plan_is_what_an_engine_takes(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_plan_is_what_an_engine_takes(capsys: pytest.CaptureFixture[str], fo
         (group,) = llm._engine.runner.kv_groups
         block_size = llm._engine.runner.block_size
     assert row["tokens"] == 100
-    assert row["max_num_seqs"] == group.num_blocks * block_size * KEY_VALUE_BYTES * 2
+    assert row["all_sequences"] == group.num_blocks * block_size * KEY_VALUE_BYTES * 2
 
 
 def test_the_plan_of_a_smaller_cache(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -152,6 +153,12 @@ def test_levels(log: Log) -> None:
     log.configure("text", "debug")
     logging.getLogger("somebody").info("not ours")
     assert log.read() == ""
+
+
+def test_a_stream_that_was_cut_is_no_failure(log: Log) -> None:
+    for error, num_entries in ((asyncio.CancelledError(), 0), (RuntimeError(), 1)):
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application", exc_info=error)
+        assert len(log.entries()) == num_entries
 
 
 def test_warnings_are_logged(log: Log) -> None:

@@ -120,7 +120,7 @@ def _memory_lines(memory: Mapping[str, Any]) -> Iterator[str]:
     yield _line("KV cache", f"{memory['kv_dtype']}, blocks of {memory['block_size']} tokens")
     yield f"  {'context':>12} {'1 sequence':>14} {many:>14}"
     for row in memory["contexts"]:
-        one, all_of_them = _size(row["one_sequence"]), _size(row["max_num_seqs"])
+        one, all_of_them = _size(row["one_sequence"]), _size(row["all_sequences"])
         yield f"  {row['tokens']:>12,} {one:>14} {all_of_them:>14}"
 
 

@@ -6,6 +6,7 @@ No prompt, completion or key is ever part of one. A record's own fields travel i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
@@ -28,11 +29,18 @@ def configure_logging(log_format: str, level: str) -> None:
     libraries from warnings on (what they debug with may be what callers sent)."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(_is_news)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("rapshee_engine").setLevel(level.upper())
     logging.captureWarnings(True)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not the traceback of a stream that a second signal cut: that is what the signal is for, and
+    the request's own line says that its answer is not complete."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class _Formatter(logging.Formatter):
