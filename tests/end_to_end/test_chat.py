@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -38,16 +39,32 @@ class Terminal:
         )
         os.close(inner)
 
-    def read_until(self, end: bytes) -> bytes:
+    def read_until(self, end: bytes) -> None:
         seen = b""
         while end not in seen:
+            assert self._has_output(60), seen
             seen += os.read(self._terminal, 1)
-        return seen
+
+    def press_until(self, key: bytes, end: bytes) -> None:
+        """Press a key, and again while nothing comes of it: between its last look for signals and
+        its wait for keys, Python's input() does not notice one."""
+        seen = b""
+        for _ in range(60):
+            self.type(key)
+            while self._has_output(1):
+                seen += os.read(self._terminal, 1)
+                if end in seen:
+                    return
+        raise AssertionError(seen)
 
     def wait_for_an_answer(self) -> None:
         """More than what a terminal is told when a line ends."""
         for _ in range(32):
+            assert self._has_output(60)
             os.read(self._terminal, 1)
+
+    def _has_output(self, seconds: float) -> bool:
+        return bool(select.select([self._terminal], [], [], seconds)[0])
 
     def read_to_the_end(self) -> bytes:
         seen = b""
@@ -88,8 +105,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_ends(terminal: Terminal) -> None:
         terminal.type(b"/reset\n")  # what the model says next depends on when it was stopped
         terminal.read_until(b"/reset\r\n")
         terminal.read_until(b"> ")
-    terminal.type(b"\x03")
-    terminal.read_until(b"Ctrl-D or /exit ends.")
+    terminal.press_until(b"\x03", b"Ctrl-D or /exit ends.")
     terminal.read_until(b"> ")
     terminal.type(b"/hel\t\x7fp\n")  # a typed line can be edited
     terminal.read_until(b"/reset")
@@ -112,6 +128,7 @@ def test_a_pasted_text_is_one_message(terminal: Terminal) -> None:
 def test_sigint_from_elsewhere_stops_the_answer_too(terminal: Terminal) -> None:
     terminal.read_until(b"> ")
     terminal.type(b"hello\n")
+    terminal.read_until(b"hello\r\n")
     terminal.wait_for_an_answer()
     terminal.process.send_signal(signal.SIGINT)
     terminal.read_until(b"[stopped]")
