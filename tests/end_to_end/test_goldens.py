@@ -37,9 +37,10 @@ def all_logprobs(runner: _core.ModelRunner, token_ids: tuple[int, ...], chunk: i
     """[T, V] log-probabilities after each token, computed in chunks of the prompt."""
     parts = []
     blocks = list(range(8))
+    dropped = [0] * len(runner.kv_windows)
     for start in range(0, len(token_ids), chunk):
         ids = token_ids[start : start + chunk]
-        step = make_step([Chunk(ids, start, blocks, targets=[0] * len(ids))])
+        step = make_step([Chunk(ids, start, blocks, [0] * len(ids), dropped)])
         step["num_logprobs"][:] = runner.vocab_size
         output = runner.collect(runner.launch(**step))
         by_id = np.argsort(output.top_ids, axis=-1)
