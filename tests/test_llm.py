@@ -128,7 +128,7 @@ def test_a_dead_engine_says_so(llm: LLM) -> None:
 
 
 class InterruptingRunner(FakeRunner):
-    """Presses Ctrl-C in a step, and lets no further one end before the main thread has felt it."""
+    """Presses Ctrl-C in a step, whatever the main thread is doing."""
 
     interrupt_at = 3
 

@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,8 @@ from rapshee_engine.tokenizer.tokenizer import Tokenizer
 __all__ = ["LLM"]
 
 Message = Mapping[str, Any]
+
+_LONGEST_WAIT_S = 0.25
 
 
 class LLM:
@@ -135,9 +137,13 @@ class LLM:
             raise EngineClosedError("threads do not survive a fork; make an LLM in this process")
         interrupted = threading.Event()
         try:
-            return self._executor.submit(
+            running = self._executor.submit(
                 _run_to_end, self._engine, groups, use_tqdm, interrupted
-            ).result()
+            )
+            # A signal that comes just before a wait does not end it: so no wait is long.
+            while not wait([running], timeout=_LONGEST_WAIT_S).done:
+                pass
+            return running.result()
         except KeyboardInterrupt:  # wherever it hit: the call may not even have begun
             interrupted.set()
             self._executor.submit(_nothing).result()  # runs when the requests are aborted
