@@ -138,6 +138,15 @@ class InterruptingRunner(FakeRunner):
         return super().collect(ticket)
 
 
+@pytest.fixture
+def feels_ctrl_c() -> Iterator[None]:
+    """Python's own handler, also where tests run with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("feels_ctrl_c")
 def test_ctrl_c_ends_the_requests_and_leaves_the_model_usable() -> None:
     engine = make_engine(max_position=100_000, num_blocks=30_000)
     engine.runner = InterruptingRunner(num_blocks=30_000, block_size=4)

@@ -17,7 +17,8 @@ from reference.tiny_chat import write_chat_folder
 
 # In a new session the first terminal that is opened is the one that Ctrl-C comes from.
 PROGRAM = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
 os.close(os.open(os.ttyname(0), os.O_RDWR))
 from rapshee_engine.cli import main
 sys.exit(main(sys.argv[1:]))
