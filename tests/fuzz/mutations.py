@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 __all__ = ["mutations"]
@@ -28,7 +30,7 @@ def mutations(data: bytes) -> st.SearchStrategy[bytes]:
     return st.lists(edits, min_size=1, max_size=4).map(lambda list_: _apply(data, list_))
 
 
-def _apply(data: bytes, edits: list[tuple]) -> bytes:  # type: ignore[type-arg]
+def _apply(data: bytes, edits: list[tuple[Any, ...]]) -> bytes:
     out = bytearray(data)
     for kind, place, *rest in edits:
         if kind == "replace":
