@@ -8,9 +8,11 @@ Run from the root of the repository, after ``pip install '.[oracle]'``:
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -68,14 +70,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(config: dict[str, Any], seed: int) -> torch.nn.Module:
-    """transformers' model with the weights that the seed stands for."""
+def build(
+    config: Mapping[str, Any], weights: Mapping[str, npt.NDArray[np.float32]]
+) -> torch.nn.Module:
+    """transformers' model of that configuration with these weights."""
     # Deep-copied by way of JSON: transformers edits the dictionaries that it is given.
     options = json.loads(json.dumps(config))
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**options), attn_implementation="eager"
     )
-    tensors = {name: torch.from_numpy(w) for name, w in make_weights(config, seed).items()}
+    tensors = {name: torch.from_numpy(w) for name, w in weights.items()}
     missing, unexpected = model.load_state_dict(tensors, strict=False)
     tied = ["lm_head.weight"] if config["tie_word_embeddings"] else []
     assert (missing, unexpected) == (tied, [])
@@ -87,7 +91,7 @@ def main() -> None:
     torch.set_num_threads(2)
     cases, arrays = [], {}
     for seed, (name, config) in enumerate(CASES.items(), start=1):
-        model = build(config, seed)
+        model = build(config, make_weights(config, seed))
         random = np.random.RandomState(1000 + seed)
         token_ids = random.randint(0, config["vocab_size"], NUM_TOKENS).astype(np.int32)
         logits = model(torch.from_numpy(token_ids).long()[None]).logits[0].numpy()
